@@ -1,0 +1,22 @@
+"""What Postgres remembers: the tables of Holdfast as typed SQLAlchemy models."""
+
+from models.attempt import Attempt
+from models.base import Base
+from models.chord import Chord, ChordPart
+from models.effect import Effect
+from models.job import ACTIVE_STATES, FINAL_STATES, HISTORY_COLUMNS, Job, JobHistory, JobState
+from models.job_key import JobKey
+from models.queue import Queue
+from models.schedule import Schedule
+from models.worker_node import WorkerNode
+
+__all__ = [
+    # the job and its past
+    "Job", "JobHistory", "JobState", "Attempt", "ACTIVE_STATES", "FINAL_STATES", "HISTORY_COLUMNS",
+    # what belongs to a job
+    "Effect", "JobKey", "Chord", "ChordPart",
+    # the fleet
+    "Queue", "Schedule", "WorkerNode",
+    # for migrations
+    "Base",
+]  # fmt: skip

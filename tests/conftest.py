@@ -1,0 +1,136 @@
+"""Fixtures: a private stack for each test process, a fresh database and empty Redis for each test, no program left behind."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+from redis import Redis
+
+from tests import harness
+from worker.embedded import Stack, ensure
+
+P = TypeVar("P", bound=harness.Program)
+
+_databases = itertools.count(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark each test with the name of its folder: `-m "unit or integration"`."""
+    here = Path(__file__).parent
+    for item in items:
+        if item.path.is_relative_to(here) and len(parts := item.path.relative_to(here).parts) > 1:
+            item.add_marker(parts[0])
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    harness.programs[:] = [program for program in harness.programs if program.running]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show with a failed test what its programs printed."""
+    report = yield
+    if report.failed:
+        report.sections += [(f"log of {program.name}", program.tail()) for program in harness.programs]
+    return report
+
+
+def pytest_sessionfinish() -> None:
+    for program in harness.programs:
+        program.kill_tree()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _clean_environment() -> Iterator[None]:
+    """Keep the developer's own servers and settings out of the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in list(os.environ):
+            if name.startswith("HOLDFAST_") or name in ("DATABASE_URL", "REDIS_URL", "CACHE_URL"):
+                patch.delenv(name)
+        yield
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """Postgres and both Redis servers of this test process, free to be broken: each test finds them running again.
+
+    They do not sync to disk: a test may kill them and keeps every commit, only a crash of the machine would lose some.
+    """
+    stack = ensure(tmp_path_factory.mktemp("stack"), fsync=False)
+    yield stack
+    stack.close(wait=True)
+
+
+@pytest.fixture(autouse=True)
+def _heal(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Thaw and start what a test has frozen or killed."""
+    yield
+    if "stack" in request.fixturenames:
+        for server in request.getfixturevalue("stack").servers:
+            server.thaw()
+            server.start()
+
+
+@pytest.fixture(scope="session")
+def template(stack: Stack) -> str:
+    """The name of a migrated database to copy."""
+    from worker.db import upgrade
+
+    upgrade(harness.create_database(stack.postgres.url, "migrated"))
+    return "migrated"
+
+
+@pytest.fixture
+def database_url(stack: Stack, template: str) -> Iterator[str]:
+    """A fresh, migrated database for this test."""
+    name = f"test_{next(_databases)}"
+    yield harness.create_database(stack.postgres.url, name, template)
+    stack.postgres.thaw()
+    stack.postgres.start()
+    harness.drop_database(stack.postgres.url, name)
+
+
+@pytest.fixture
+def redis(stack: Stack) -> Iterator[Redis]:
+    """The coordination Redis, emptied."""
+    with Redis.from_url(stack.redis.url) as client:
+        client.flushall()
+        yield client
+
+
+@pytest.fixture
+def cache(stack: Stack) -> Iterator[Redis]:
+    """The cache Redis, emptied."""
+    with Redis.from_url(stack.cache.url) as client:
+        client.flushall()
+        yield client
+
+
+@pytest.fixture
+def env(stack: Stack, database_url: str, redis: Redis, cache: Redis, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
+    """This process, and the programs it starts, on the test's database and the emptied servers."""
+    urls = {"DATABASE_URL": database_url, "REDIS_URL": stack.redis.url, "CACHE_URL": stack.cache.url}
+    for name, url in urls.items():
+        monkeypatch.setenv(name, url)
+    harness.forget()
+    yield urls
+    harness.forget()
+
+
+@pytest.fixture
+def launch(env: dict[str, str]) -> Iterator[Callable[[P], P]]:
+    """Start programs on the test's servers: `worker = launch(Worker(include="..."))`; they are gone after the test."""
+    started: list[harness.Program] = []
+
+    def start(program: P) -> P:
+        started.append(program)
+        return program.start()
+
+    yield start
+    for program in started:
+        program.kill_tree()

@@ -1,0 +1,45 @@
+"""The Celery application: `celery -A worker.app worker`, and what services import to enqueue."""
+
+from __future__ import annotations
+
+from kombu.entity import Queue
+
+from worker.engine import signals as _signals
+from worker.engine.application import Holdfast
+from worker.settings import read_settings, settings
+
+__all__ = ["app"]
+
+
+def configure(app: Holdfast) -> None:
+    """Apply the base configuration; read when the application is first used, not when it is imported."""
+    conf = settings()
+    app.conf.update(
+        broker_url=conf.redis_url,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        # No copies of unacknowledged messages in Redis: the row is the record.
+        broker_transport_options={
+            "ack_emulation": False, "socket_timeout": 5, "socket_connect_timeout": 3, "socket_keepalive": True,
+            "health_check_interval": 15, "client_name": "holdfast-broker",
+        },
+        task_queues=[Queue(name) for name in conf.queues],
+        task_default_queue=conf.queues[0],
+        task_create_missing_queues=False,
+        task_serializer="json", result_serializer="json", accept_content=["json"],
+        # A message is let go of when its job has ended, so a worker takes no more than it runs, and none waits behind a long one.
+        task_acks_late=True,
+        worker_prefetch_multiplier=1,
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        result_expires=conf.result_ttl_s,
+        result_extended=False,
+        beat_scheduler="worker.engine.beat:LedgerScheduler",
+        worker_hijack_root_logger=True,
+        task_send_sent_event=False,
+        timezone="UTC",
+    )  # fmt: skip
+
+
+app = Holdfast("holdfast", include=[*read_settings().include])
+app.on_configure.connect(lambda **_: configure(app), weak=False)
+_ = _signals

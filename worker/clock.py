@@ -1,0 +1,53 @@
+"""Time as people write it and as identifiers carry it."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from datetime import UTC, datetime, timedelta
+
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)")
+
+
+def now() -> datetime:
+    """Return the present moment in UTC, by this machine's clock; never use it where servers decide."""
+    return datetime.now(UTC)
+
+
+def parse_duration(text: str) -> timedelta:
+    """Parse `"90s"`, `"1h30m"`, `"2d"` or a bare number of seconds.
+
+    Raises `ValueError` that quotes the text and names the accepted form.
+    """
+    stripped = text.strip().lower()
+    try:
+        if re.fullmatch(r"\d+(\.\d+)?", stripped):
+            return timedelta(seconds=float(stripped))
+        if stripped and not _PART.sub("", stripped):
+            return timedelta(seconds=sum(float(n) * _UNITS[u] for n, u in _PART.findall(stripped)))
+    except OverflowError:
+        pass
+    raise ValueError(f"{text!r} is not a duration; write it like 10s, 5m, 1h30m or 2d")
+
+
+def parse_moment(text: str) -> datetime:
+    """Parse an ISO 8601 moment; one without a zone is taken as UTC.
+
+    Raises `ValueError` that quotes the text and names the accepted form.
+    """
+    try:
+        moment = datetime.fromisoformat(text)
+    except (TypeError, ValueError) as exc:
+        raise ValueError(f"{text!r} is not a time; write it like 2030-01-31T08:00:00+01:00") from exc
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def uuid7() -> str:
+    """Return a new UUID of version 7 (RFC 9562): 48 bits of milliseconds, then random; its text sorts by time."""
+    value = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10))
+    value = value & ~(0xF000 << 64) | (0x7000 << 64)
+    value = value & ~(0xC000 << 48) | (0x8000 << 48)
+    text = f"{value:032x}"
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"

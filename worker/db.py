@@ -1,0 +1,164 @@
+"""Postgres: one engine a process, sessions, raw connections for the ledger's own statements, and the schema's version."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from importlib.resources import files
+from typing import Any, TypeVar
+
+import psycopg
+from alembic import command
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+from psycopg import errors as pg
+from sqlalchemy import Engine, create_engine
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session
+
+from worker.errors import LedgerUnavailable, SchemaOutdated
+from worker.settings import settings
+
+T = TypeVar("T")
+
+#: Errors that say the server is away or going away, not that the statement was wrong.
+_AWAY = (psycopg.OperationalError, psycopg.InterfaceError)
+#: Operational errors that speak of one statement while the connection is well.
+_NOT_AWAY = (pg.QueryCanceled, pg.LockNotAvailable, pg.DeadlockDetected, pg.SerializationFailure)
+
+
+def sqlalchemy_url(database_url: str) -> str:
+    """Return the URL with the psycopg driver named, as SQLAlchemy wants it."""
+    scheme, sep, rest = database_url.partition("://")
+    return f"postgresql+psycopg{sep}{rest}" if scheme in ("postgres", "postgresql") else database_url
+
+
+def _engine(url: str, **options: Any) -> Engine:
+    conf = settings()
+    return create_engine(
+        sqlalchemy_url(url),
+        pool_size=conf.db_pool_size,
+        max_overflow=conf.db_pool_size * 4,
+        pool_use_lifo=True,
+        connect_args={
+            "application_name": "holdfast",
+            "connect_timeout": max(1, round(conf.db_connect_s)),
+            # A server that vanished without a word is noticed by TCP, not by a person.
+            "keepalives_idle": 15, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 15_000,
+        },
+        **options,
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=1)
+def engine() -> Engine:
+    """Return this process's engine for transactions."""
+    return _engine(settings().database_url)
+
+
+@lru_cache(maxsize=1)
+def _autocommit_engine() -> Engine:
+    return _engine(settings().database_url, isolation_level="AUTOCOMMIT")
+
+
+def _after_fork() -> None:
+    for cached in (engine, _autocommit_engine):
+        if cached.cache_info().currsize:
+            cached().dispose(close=False)
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def session() -> Session:
+    """Return a new session on this process's engine."""
+    return Session(engine(), expire_on_commit=False)
+
+
+def raw(session: Session) -> psycopg.Connection[Any]:
+    """Return the psycopg connection on which the session's transaction runs, beginning one if need be."""
+    driver: Any = session.connection().connection.driver_connection
+    return driver  # type: ignore[no-any-return]
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Turn a driver's word that Postgres is away, or not migrated, into ours."""
+    try:
+        yield
+    except (pg.UndefinedTable, pg.UndefinedColumn) as exc:
+        raise SchemaOutdated(f"the database is not migrated ({_first_line(exc)}): run `holdfast db upgrade`") from exc
+    except (*_AWAY, DBAPIError) as exc:
+        if not is_away(exc):
+            raise
+        raise LedgerUnavailable(f"Postgres did not answer: {_first_line(exc)}") from exc
+
+
+def is_away(exc: BaseException) -> bool:
+    """Tell whether an error, of the driver or as SQLAlchemy wraps it, says that Postgres is away or going away."""
+    origin = exc.orig if isinstance(exc, DBAPIError) else exc
+    return isinstance(origin, _AWAY) and not isinstance(origin, _NOT_AWAY)
+
+
+def _first_line(exc: BaseException) -> str:
+    return (str(exc).strip() or type(exc).__name__).splitlines()[0]
+
+
+@contextmanager
+def statement() -> Iterator[psycopg.Connection[Any]]:
+    """Lend a connection in autocommit mode, on which each statement is a transaction; `conn.transaction()` makes longer ones.
+
+    Raises `LedgerUnavailable` when Postgres is away; the connection is then dropped, and with it the idle ones of the pool.
+    """
+    with translated():
+        pooled = _autocommit_engine().raw_connection()
+        driver: Any = pooled.driver_connection
+        try:
+            yield driver
+        except _AWAY as exc:
+            if is_away(exc):
+                pooled.invalidate()
+                _autocommit_engine().dispose()
+            raise
+        finally:
+            pooled.close()
+
+
+def repeatable(work: Callable[[psycopg.Connection[Any]], T]) -> T:
+    """Run work that is harmless to repeat, once more on a new connection if the first one turns out to be dead.
+
+    Raises `LedgerUnavailable` when the second try fails too.
+    """
+    try:
+        with statement() as conn:
+            return work(conn)
+    except SchemaOutdated:
+        raise
+    except LedgerUnavailable:
+        with statement() as conn:
+            return work(conn)
+
+
+def alembic_config(database_url: str | None = None) -> Config:
+    """Return the migrations' configuration, also when Holdfast is installed without its source tree."""
+    config = Config()
+    config.set_main_option("script_location", str(files("migrations")))
+    config.attributes["database_url"] = database_url or settings().database_url
+    return config
+
+
+def upgrade(database_url: str | None = None) -> None:
+    """Bring the schema to the newest revision; safe to run from several places at once."""
+    command.upgrade(alembic_config(database_url), "head")
+
+
+def check_schema() -> None:
+    """Raise `SchemaOutdated` unless the database is at the newest revision."""
+    head = ScriptDirectory.from_config(alembic_config()).get_current_head()
+    with statement() as conn:
+        row = conn.execute("SELECT version_num FROM alembic_version").fetchone()
+    if row is None or row[0] != head:
+        found = row[0] if row else "none"
+        raise SchemaOutdated(f"the database is at revision {found}, this release needs {head}: run `holdfast db upgrade`")

@@ -1,0 +1,56 @@
+"""The Celery application class of Holdfast: stock Celery with its extension points filled in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery import Celery
+from celery.exceptions import QueueNotFound
+
+from worker.clock import uuid7
+from worker.engine.amqp import Batch
+from worker.errors import InvalidJob, UnknownQueue
+
+
+class Holdfast(Celery):  # type: ignore[misc]
+    """A Celery application whose every accepted job is a row in Postgres before it is a message in Redis."""
+
+    amqp_cls = "worker.engine.amqp:LedgerAMQP"
+    task_cls = "worker.engine.task:Task"
+    backend_cls = "worker.engine.backend:LedgerBackend"
+    control_cls = "worker.engine.control:LedgerControl"
+
+    def producer_or_acquire(self, producer: Any = None) -> Any:
+        """Return the producer given, or a batch that is accepted in one transaction when the caller lets go of it."""
+        return producer if isinstance(producer, Batch) else Batch(lambda: self.producer_pool, producer)
+
+    def send_task(self, name: str, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
+        """Send a task by name, as Celery does, and return a result with the id under which the job is known.
+
+        Beside Celery's own options it takes `idempotency_key`, `caller`, `max_attempts` and `durable`. Raises `InvalidJob` for
+        what cannot be accepted, `IdempotencyConflict`, and `LedgerUnavailable` when Postgres is away; then nothing was accepted.
+        """
+        if not name or not isinstance(name, str):
+            raise InvalidJob(f"task name {name!r} is not a text")
+        producer = options.pop("producer", None) or options.pop("publisher", None)
+        if options.get("task_id") is None:
+            options.update(task_id=uuid7(), fresh=True)
+        # Waiting is counted by the clock of Postgres, not by the caller's.
+        for given, told in (("countdown", "delay_s"), ("expires", "expires_s")):
+            if isinstance(options.get(given), int | float) and not isinstance(options[given], bool):
+                options[told] = float(options[given])
+        outer = isinstance(producer, Batch)
+        batch = producer if outer else Batch(lambda: self.producer_pool, producer)
+        try:
+            if outer:
+                result = super().send_task(name, args, kwargs, producer=batch, **options)
+            else:
+                with batch:
+                    result = super().send_task(name, args, kwargs, producer=batch, **options)
+        except QueueNotFound as exc:
+            known_queues = ", ".join(self.amqp.queues)
+            raise UnknownQueue(f"queue {options.get('queue')!r} is not one of HOLDFAST_QUEUES: {known_queues}") from exc
+        known = batch.known.get(result.id, result.id)
+        if known != result.id:
+            result = type(result)(known, backend=result.backend, app=self)
+        return result

@@ -1,0 +1,91 @@
+"""This worker as the fleet sees it: its id, its sign of life in Postgres, and a look for jobs it lost track of."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Callable
+from typing import Any
+from uuid import UUID, uuid4
+
+import psycopg
+
+from worker.db import statement
+from worker.errors import LedgerUnavailable, NotInJob
+from worker.ledger import nodes
+from worker.settings import settings
+from worker.telemetry import OUTAGES, log
+
+logger = log(__name__)
+
+#: Beats between two looks for jobs that are running by their row but not in this worker.
+_LOOK_EVERY = 3
+
+_id: UUID | None = None
+
+
+def current_id() -> UUID:
+    """Return the id of the worker this process belongs to; children of a pool inherit it. Raises `NotInJob` elsewhere."""
+    if _id is None:
+        raise NotInJob("this process is not a worker")
+    return _id
+
+
+class Node:
+    """The sign of life of one worker, given by a thread of its main process."""
+
+    def __init__(self, name: str, queues: list[str], running: Callable[[], set[str]]) -> None:
+        global _id
+        self.id = _id = uuid4()
+        self.name, self.queues = name, queues
+        self._running = running
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="holdfast-beat", daemon=True)
+
+    def register(self) -> None:
+        """Give the first sign of life, so that no job is claimed by a node nobody knows. Raises `LedgerUnavailable`."""
+        with statement() as conn:
+            self._beat(conn)
+
+    def start(self) -> None:
+        """Go on giving signs of life, once the pool has forked."""
+        self._thread.start()
+
+    def leave(self) -> None:
+        """Say good-bye."""
+        self._stop.set()
+        try:
+            with statement() as conn:
+                nodes.leave(conn, self.id)
+        except LedgerUnavailable:
+            OUTAGES.labels("node", "found dead later").inc()
+
+    def _beat(self, conn: psycopg.Connection[Any]) -> None:
+        nodes.beat(conn, self.id, self.name, socket.gethostname(), os.getpid(), self.queues)
+
+    def _run(self) -> None:
+        # A connection of its own: tasks that use up the pool must not make their worker look dead.
+        conn: psycopg.Connection[Any] | None = None
+        beats = 0
+        while not self._stop.wait(settings().node_beat_s):
+            beats += 1
+            try:
+                if conn is None or conn.closed:
+                    conn = psycopg.connect(
+                        settings().database_url, autocommit=True, application_name="holdfast-beat",
+                        connect_timeout=max(1, round(settings().db_connect_s)), tcp_user_timeout=5000,
+                    )  # fmt: skip
+                self._beat(conn)
+                if beats % _LOOK_EVERY == 0:
+                    self._look_for_lost(conn)
+            except psycopg.Error as exc:
+                logger.warning("no sign of life could be given", error=str(exc).strip())
+                OUTAGES.labels("node", "beat missed").inc()
+                if conn is not None:
+                    conn.close()
+                conn = None
+
+    def _look_for_lost(self, conn: psycopg.Connection[Any]) -> None:
+        for job_id in nodes.give_back_lost(conn, self.id, self._running(), settings().node_dead_s):
+            logger.warning("a job was running by its row but not here; it is queued again", job=job_id)

@@ -1,0 +1,188 @@
+"""The relay: sends what is due, sends again what was lost, adopts foreign messages, and rescues the jobs of dead workers.
+
+Any number may run; each round is safe beside another's.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+from celery.exceptions import TaskRevokedError
+
+from models import JobState
+from worker.db import statement
+from worker.engine.application import Holdfast
+from worker.errors import LedgerUnavailable, StoreUnavailable
+from worker.ledger import accept, adopt, dispatch, nodes
+from worker.ledger.message import NewJob, sent_ms
+from worker.ledger.publish import current_epoch, publish
+from worker.ledger.settle import Guard
+from worker.settings import settings
+from worker.store import coordination, keys
+from worker.telemetry import OUTAGES, RELAYED, log
+
+logger = log(__name__)
+
+#: Seconds between two looks for what a quick round does not see.
+_EXPIRE_S = 1.0
+
+
+class Relay:
+    """One relay."""
+
+    def __init__(self, app: Holdfast) -> None:
+        self.app = app
+        self.stopping = threading.Event()
+        conf = settings()
+        self._every: list[tuple[float, Callable[[], None]]] = [
+            (0.0, self.adopt), (0.0, self.send_due), (_EXPIRE_S, self.expire),
+            (min(conf.audit_after_s, 5.0) / 2, self.audit), (min(1.0, conf.node_dead_s / 4), self.rescue),
+        ]  # fmt: skip
+        self._next = [0.0] * len(self._every)
+        self._epoch = ""
+        self._moved = 0
+        # The workers could not beat to a Postgres that was away: judge none before they have had time to.
+        self._judge_from = time.monotonic() + conf.node_dead_s
+
+    def run(self) -> None:
+        """Work until `stopping` is set; outages of either server are waited out."""
+        while not self.stopping.is_set():
+            busy = self.round()
+            if not busy:
+                self.stopping.wait(settings().relay_interval_s)
+
+    def round(self) -> bool:
+        """Do each part that is due; tell whether jobs were moved, so that there may be more at once."""
+        before = self._moved
+        now = time.monotonic()
+        for index, (period, part) in enumerate(self._every):
+            if now < self._next[index]:
+                continue
+            self._next[index] = now + period
+            try:
+                part()
+            except StoreUnavailable as exc:
+                OUTAGES.labels("relay", "waits for redis").inc()
+                logger.debug("Redis is away", error=str(exc))
+            except LedgerUnavailable as exc:
+                OUTAGES.labels("relay", "waits for postgres").inc()
+                logger.warning("Postgres is away", error=str(exc))
+                self._judge_from = time.monotonic() + settings().node_dead_s
+                return False
+        return self._moved > before
+
+    def _count(self, deed: str, jobs: int = 1) -> None:
+        self._moved += jobs
+        RELAYED.labels(deed).inc(jobs)
+
+    # ---- sending
+
+    def send_due(self) -> None:
+        """Fill each queue's window with what is due; after a loss of the broker's memory, with what it forgot."""
+        epoch = current_epoch()
+        if epoch != self._epoch:
+            self._send_forgotten(epoch)
+        with statement() as conn:
+            waiting = dispatch.waiting_queues(conn)
+        for queue, paused, window in waiting:
+            if not paused:
+                self._fill(queue, window or settings().window, epoch)
+
+    def _send_forgotten(self, epoch: str) -> None:
+        with statement() as conn:
+            forgotten = dispatch.forgotten(conn, epoch)
+        if forgotten:
+            logger.warning("the broker lost its memory; jobs are sent again", jobs=len(forgotten))
+        self._epoch = epoch
+
+    def _fill(self, queue: str, window: int, epoch: str) -> None:
+        room = window - sum(_lengths(queue))
+        while room > 0 and not self.stopping.is_set():
+            with statement() as conn:
+                jobs = dispatch.take_due(conn, queue, min(room, 500), epoch)
+            if not jobs:
+                return
+            publish(jobs)
+            self._count("sent", len(jobs))
+            room -= len(jobs)
+
+    # ---- what got lost
+
+    def audit(self) -> None:
+        """Send again what was sent, is not in its queue and was claimed by nobody; and what an old broker's life still holds."""
+        self._send_forgotten(current_epoch())
+        after_s = settings().audit_after_s
+        with statement() as conn:
+            suspects = dispatch.suspects(conn, after_s)
+        for queue, step in sorted({(queue, keys.bucket(priority)) for queue, priority in suspects}):
+            with coordination().use() as client:
+                tail = client.lindex(keys.queue(queue, step), -1)
+            oldest = sent_ms(bytes(tail)) if tail is not None else None  # type: ignore[arg-type]
+            if tail is not None and oldest is None:
+                continue  # Something foreign is last; once it is adopted, the next round sees further.
+            priorities = [p for p in range(10) if keys.bucket(p) == step]
+            with statement() as conn:
+                lost = dispatch.lost(conn, queue, priorities, after_s, oldest)
+            if lost:
+                self._count("lost and sent again", len(lost))
+                logger.info("messages were taken but not claimed; their jobs are sent again", queue=queue, jobs=len(lost))
+
+    def expire(self) -> None:
+        """End the jobs whose time is over before they ran."""
+        with statement() as conn:
+            expired = dispatch.expired(conn)
+        for job_id in expired:
+            why = TaskRevokedError("expired")
+            self.app.backend.end_job(job_id, Guard.waiting(), why, JobState.EXPIRED, "expired before it ran")
+            self._count("expired")
+
+    def rescue(self) -> None:
+        """Queue the jobs of dead workers again."""
+        if time.monotonic() < self._judge_from:
+            return
+        dead_s = settings().node_dead_s
+        with statement() as conn:
+            for name in nodes.declare_dead(conn, dead_s):
+                logger.warning("a worker fell silent and is taken for dead", worker=name)
+            orphans = nodes.orphans(conn, dead_s)
+        for job_id, token, name in orphans:
+            if self.app.backend.crash(job_id, Guard.token(token), f"worker {name or 'unknown'} died"):
+                self._count("rescued")
+
+    # ---- foreign messages
+
+    def adopt(self) -> None:
+        """Make jobs of the messages of foreign clients; set aside what cannot be one."""
+        found = adopt.peek_foreign()
+        if not found:
+            return
+        read = [adopt.read(raw, self._knows, self._route) for _, raw in found]
+        jobs = [item for item in read if isinstance(item, NewJob)]
+        if jobs:
+            accept(jobs)
+        unsound = [item for item in read if isinstance(item, adopt.Unsound)]
+        if unsound:
+            with statement() as conn:
+                for item in unsound:
+                    logger.warning("a message was set aside", entry=adopt.set_aside(conn, item), reason=item.reason)
+        adopt.take_out(found)
+        self._count("adopted", len(found))
+
+    def _knows(self, task: str) -> bool:
+        return task in self.app.tasks
+
+    def _route(self, task: str) -> str:
+        routed = self.app.amqp.router.route({}, task)
+        queue = routed.get("queue")
+        return str(queue.name) if queue is not None else self.app.conf.task_default_queue
+
+
+def _lengths(queue: str) -> list[int]:
+    with coordination().use() as client:
+        pipe = client.pipeline(transaction=False)
+        for key in keys.queue_lists(queue):
+            pipe.llen(key)
+        return list(pipe.execute())
+

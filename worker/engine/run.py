@@ -1,0 +1,211 @@
+"""The run of one attempt: its claim, its session, and the transaction in which it ends."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+import psycopg
+from sqlalchemy.orm import Session
+
+from worker import faults
+from worker.db import raw, session, statement, translated
+from worker.errors import ClaimLost, LedgerUnavailable
+from worker.ledger import settle
+from worker.ledger.accept import accept, accept_rows, enter_scope, scope
+from worker.ledger.claim import Claim
+from worker.ledger.message import NewJob
+from worker.ledger.publish import Sendable, epoch_for, publish
+from worker.locks import Lease, keeper, release
+from worker.telemetry import SETTLED, log
+
+logger = log(__name__)
+
+
+class Phase(Enum):
+    """How far a run is: only what is enqueued while it settles joins its last transaction."""
+
+    BODY = "body"
+    SETTLING = "settling"
+    OVER = "over"
+
+
+@dataclass
+class Run:
+    """One attempt at a job in this process. While it is current, it is the scope into which jobs are accepted."""
+
+    claim: Claim
+    lease: Lease | None = None
+    phase: Phase = Phase.BODY
+    progressed_at: float = 0.0
+    #: The message the job goes on with: a retry, or a task that replaced it.
+    successor: NewJob | None = None
+    #: Whether the task replaced itself by a canvas.
+    replaced: bool = False
+    #: The Celery state and meta the task set for itself before it raised Ignore.
+    manual: tuple[str, Any] | None = None
+    _session: Session | None = None
+    _sendables: list[Sendable] = field(default_factory=list)
+    _after: list[Callable[[], None]] = field(default_factory=list)
+
+    @property
+    def guard(self) -> settle.Guard:
+        """What makes this attempt the job's owner."""
+        return settle.Guard.token(self.claim.token)
+
+    @property
+    def session(self) -> Session:
+        """The session whose transaction commits together with the job's end."""
+        if self._session is None:
+            self._session = session()
+        return self._session
+
+    def accept(self, jobs: Sequence[NewJob]) -> list[str]:
+        """Take in what the task enqueues: its own next message, its last transaction's rows, or rows of their own at once."""
+        others = [job for job in jobs if job.id != self.claim.job_id]
+        for job in jobs:
+            if job.id == self.claim.job_id:
+                self.successor = job
+        if not others:
+            return [job.id for job in jobs]
+        if self.phase is not Phase.SETTLING:
+            with scope(None):
+                known = accept(others)
+        else:
+            epochs = {queue: epoch_for(queue) for queue in {job.queue for job in others}}
+            with translated():
+                written = accept_rows(raw(self.session), others, epochs)
+            self._sendables += [sendable for _, sendable in written if sendable]
+            known = [job_id for job_id, _ in written]
+        ids = iter(known)
+        return [job.id if job.id == self.claim.job_id else next(ids) for job in jobs]
+
+    @contextmanager
+    def settling(self, outcome: str) -> Iterator[psycopg.Connection[Any]]:
+        """Lend the connection on which the attempt ends; commit what was done on it, then publish what was enqueued.
+
+        Where nothing else joins, the ending statement is its own transaction and costs one round trip. Raises `ClaimLost` (with
+        everything rolled back) when the body says so, `LedgerUnavailable` when the commit could not be made; the job is then
+        given back as soon as Postgres answers, unless the commit was made after all.
+        """
+        self.phase = Phase.SETTLING
+        try:
+            if self._session is None and not self._sendables:
+                with statement() as conn:
+                    yield conn
+            else:
+                with translated():
+                    self.session.flush()
+                    yield raw(self.session)
+                    self.session.commit()
+        except ClaimLost:
+            self.end()
+            SETTLED.labels("claim lost").inc()
+            raise
+        except LedgerUnavailable:
+            self.end()
+            returns.add(self.claim)
+            raise
+        SETTLED.labels(outcome).inc()
+        self._close()
+        faults.point(faults.AFTER_SETTLE)
+        publish(self._sendables)
+        for tell in self._after:
+            tell()
+
+    def connection(self) -> psycopg.Connection[Any]:
+        """Return the connection of the transaction that ends the attempt."""
+        return raw(self.session)
+
+    def after_commit(self, tell: Callable[[], None]) -> None:
+        """Do this once the attempt's end has committed."""
+        self._after.append(tell)
+
+    def begin(self) -> None:
+        """Let what is enqueued from now on join the transaction that ends the attempt."""
+        self.phase = Phase.SETTLING
+
+    def roll_back(self) -> None:
+        """Undo everything the attempt wrote; it can still end in another way."""
+        if self._session is not None:
+            self._session.rollback()
+        self._sendables.clear()
+        self._after.clear()
+        self.successor = None
+
+    def end(self) -> None:
+        """End the run in this process without settling it: what it wrote and enqueued is rolled back."""
+        self._close()
+        self._sendables.clear()
+
+    def _close(self) -> None:
+        self.phase = Phase.OVER
+        if self.lease is not None:
+            keeper().remove(self.lease)
+            release(self.lease.key, self.lease.token)
+        if self._session is not None:
+            # Closing rolls back what was not committed; a dead connection has nothing left to roll back.
+            try:
+                self._session.close()
+            except Exception as exc:
+                logger.warning("a session could not be closed", error=repr(exc))
+
+
+_current: ContextVar[Run | None] = ContextVar("holdfast_run", default=None)
+
+
+def current() -> Run | None:
+    """Return the run this thread is in, if any."""
+    return _current.get()
+
+
+def enter(run: Run) -> None:
+    """Make the run this thread's, until `leave`: the tracer ends it after the task's own call has returned."""
+    _current.set(run)
+    enter_scope(run)
+
+
+def leave() -> None:
+    """Forget this thread's run."""
+    _current.set(None)
+    enter_scope(None)
+
+
+class Returns:
+    """Claims whose end could not be written because Postgres was away; given back by a thread once it answers."""
+
+    def __init__(self) -> None:
+        self._claims: list[Claim] = []
+        self._lock = threading.Lock()
+
+    def add(self, claim: Claim) -> None:
+        """Give this claim back as soon as that can be done."""
+        with self._lock:
+            self._claims.append(claim)
+            if len(self._claims) == 1:
+                threading.Thread(target=self._work, name="holdfast-returns", daemon=True).start()
+
+    def _work(self) -> None:
+        pause = threading.Event()
+        while True:
+            with self._lock:
+                if not self._claims:
+                    return
+                claim = self._claims[0]
+            try:
+                with statement() as conn:
+                    why = "Postgres was away when it ended"
+                    settle.give_back(conn, claim.job_id, settle.Guard.token(claim.token), "handed back", error=why)
+            except LedgerUnavailable:
+                pause.wait(0.5)
+                continue
+            with self._lock:
+                self._claims.pop(0)
+
+
+returns = Returns()

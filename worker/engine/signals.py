@@ -1,0 +1,99 @@
+"""What a worker does as it starts and stops: checks, its sign of life, and a shutdown that keeps to its time."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from typing import Any
+
+import psutil
+from celery import signals
+from celery.worker import state
+
+from worker import faults
+from worker.db import check_schema, statement
+from worker.engine.node import Node
+from worker.errors import HoldfastError, StoreUnavailable
+from worker.ledger import nodes
+from worker.settings import settings
+from worker.store.client import check_policy
+from worker.telemetry import log
+
+logger = log(__name__)
+
+#: Seconds Celery gets to stop by itself once nothing runs any more; its pool has been seen to take thirty.
+_TIDY_S = 2.0
+
+_node: Node | None = None
+
+
+@signals.worker_init.connect  # type: ignore[untyped-decorator]
+def _check_and_register(sender: Any = None, **_: Any) -> None:
+    """Refuse to start on a server that would break the promises; then tell the fleet of this worker, before its pool forks."""
+    global _node
+    try:
+        check_schema()
+        try:
+            check_policy()
+        except StoreUnavailable as exc:
+            logger.warning("Redis is away; its policy could not be checked", error=str(exc))
+        queues = list(sender.app.amqp.queues.consume_from) if sender is not None else []
+        _node = Node(str(getattr(sender, "hostname", "worker")), queues, _running_here)
+        _node.register()
+    except HoldfastError as exc:
+        print(f"holdfast: {exc}", file=sys.stderr)
+        raise SystemExit(1) from exc
+    faults.arm(settings().fault)
+
+
+def _running_here() -> set[str]:
+    return {request.id for request in (*state.active_requests, *state.reserved_requests)}
+
+
+@signals.worker_ready.connect  # type: ignore[untyped-decorator]
+def _start_beating(**_: Any) -> None:
+    if _node is not None:
+        _node.start()
+
+
+@signals.worker_shutdown.connect  # type: ignore[untyped-decorator]
+def _say_goodbye(**_: Any) -> None:
+    if _node is not None:
+        _node.leave()
+
+
+@signals.worker_shutting_down.connect  # type: ignore[untyped-decorator]
+def _watch_shutdown(how: str = "Warm", exitcode: int = 0, **_: Any) -> None:
+    """See to it that the worker is gone in time: running jobs get the grace, then they are handed back."""
+    grace = 0.0 if how == "Cold" else settings().shutdown_grace_s
+    threading.Thread(target=_last_call, args=(grace, exitcode or 0), name="holdfast-last-call", daemon=True).start()
+
+
+def _last_call(grace_s: float, exitcode: int) -> None:
+    deadline = time.monotonic() + grace_s
+    while state.active_requests and time.monotonic() < deadline:
+        time.sleep(0.05)
+    if not state.active_requests:
+        time.sleep(_TIDY_S)
+    _hand_back()
+    if _node is not None:
+        _node.leave()
+    for child in psutil.Process().children(recursive=True):
+        child.send_signal(signal.SIGKILL)
+    os._exit(exitcode)
+
+
+def _hand_back() -> None:
+    if _node is None:
+        return
+    try:
+        with statement() as conn:
+            handed = nodes.give_back_all(conn, _node.id)
+    except HoldfastError as exc:
+        logger.warning("jobs could not be handed back; they are rescued later", error=str(exc))
+        return
+    if handed:
+        logger.warning("jobs were handed back", jobs=len(handed))

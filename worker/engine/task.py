@@ -1,0 +1,208 @@
+"""The base class of tasks: it locks and claims a job before it runs, and gives the task its session and its progress."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, NoReturn
+from uuid import UUID, uuid4
+
+from celery import Task as CeleryTask
+from celery.exceptions import Ignore, Reject, Retry
+from sqlalchemy.orm import Session
+
+from worker import faults, locks
+from worker.db import raw, statement
+from worker.engine import node
+from worker.engine.run import Phase, Run, current, enter
+from worker.errors import InvalidJob, LedgerUnavailable, NotInJob, StoreUnavailable
+from worker.ledger import progress
+from worker.ledger.claim import Claim, try_claim
+from worker.ledger.message import HEADER
+from worker.settings import settings
+from worker.store import keys
+from worker.telemetry import DROPPED, OUTAGES, log
+
+logger = log(__name__)
+
+#: Seconds between two writes of a job's progress: people do not read faster.
+_PROGRESS_S = 0.5
+
+_ONCE = "INSERT INTO effects (job_id, name) VALUES (%s, %s) ON CONFLICT DO NOTHING RETURNING name"
+
+
+class Task(CeleryTask):  # type: ignore[misc]
+    """A Celery task whose calls are durable jobs.
+
+    Beside Celery's, a task takes these options:
+
+    - `durable` (True): False makes it plain Celery, without a row.
+    - `unique_for` (seconds or None): at most one active job per key, for at most this long; `unique_on` names the arguments
+      that make the key (all of them by default). A call that meets an active one returns that job.
+    - `max_attempts` (None): attempts, of whatever outcome, after which the job is not tried again.
+    """
+
+    durable: bool = True
+    unique_for: float | None = None
+    unique_on: Sequence[str] | Callable[..., str] | None = None
+    max_attempts: int | None = None
+
+    _user_before_start: ClassVar[Callable[..., None] | None] = None
+
+    # ---- enqueueing
+
+    def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
+        """Enqueue a call; see `Holdfast.send_task` for the options beside Celery's."""
+        options.setdefault("durable", self.durable)
+        if self.max_attempts is not None:
+            options.setdefault("max_attempts", self.max_attempts)
+        if self.unique_for is not None and self.durable and not self._continues_itself(options):
+            options.setdefault("unique_key", self._unique_key(args or (), kwargs or {}))
+            options.setdefault("unique_for_s", float(self.unique_for))
+        return super().apply_async(args, kwargs, **options)
+
+    def _continues_itself(self, options: dict[str, Any]) -> bool:
+        run = current()
+        return run is not None and options.get("task_id") == run.claim.job_id
+
+    def _unique_key(self, args: Sequence[Any], kwargs: dict[str, Any]) -> str:
+        if callable(self.unique_on):
+            return f"{self.name}:{self.unique_on(*args, **kwargs)}"
+        try:
+            bound = inspect.signature(self.run).bind(*args, **kwargs)
+        except TypeError as exc:
+            raise InvalidJob(f"{self.name}: {exc}") from exc
+        bound.apply_defaults()
+        named = bound.arguments if self.unique_on is None else {name: bound.arguments.get(name) for name in self.unique_on}
+        return f"{self.name}:{json.dumps(named, sort_keys=True, default=str)}"
+
+    # ---- running
+
+    @classmethod
+    def on_bound(cls, app: Any) -> None:
+        """Put a task's own `before_start` behind the claim: a dropped duplicate must not start anything."""
+        own = cls.before_start
+        if own is not CeleryTask.before_start and cls._user_before_start is None:
+            cls._user_before_start = own
+            cls.before_start = CeleryTask.before_start
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the body: in a worker as a claimed attempt, elsewhere as a plain function."""
+        request = self.request
+        if request.called_directly:
+            return super().__call__(*args, **kwargs)
+        delivery = request.get(HEADER)
+        if request.is_eager or not isinstance(delivery, dict) or "r" not in delivery:
+            self._start(args, kwargs)
+            return self.run(*args, **kwargs)
+        run = self._begin(request, delivery["r"])
+        self._start(args, kwargs)
+        try:
+            return self._finish_body(run, self.run(*args, **kwargs))
+        except (Retry, Ignore, Reject) as exc:
+            self.backend.settle_aside(run, exc, request)
+            raise
+
+    def _start(self, args: Any, kwargs: Any) -> None:
+        if self._user_before_start is not None:
+            self._user_before_start(self.request.id, args, kwargs)
+
+    def _finish_body(self, run: Run, result: Any) -> Any:
+        # What the tracer sends next, callbacks and the rest of a chain, belongs to the end of this attempt.
+        run.begin()
+        faults.point(faults.BEFORE_SETTLE)
+        return result
+
+    def _begin(self, request: Any, revision: int) -> Run:
+        """Lock and claim the job, or raise `Ignore`: this delivery has nothing to run."""
+        token, lease = uuid4(), None
+        try:
+            lease = locks.try_acquire(keys.job_lock(request.id), token.hex, int(settings().lease_s * 1000))
+            if lease is None:
+                self._drop("locked")
+        except StoreUnavailable:
+            OUTAGES.labels("job lock", "claim alone").inc()
+        faults.point(faults.AFTER_LOCK)
+        claim = self._claim(request, revision, token)
+        if claim is None:
+            if lease:
+                locks.release(lease.key, lease.token)
+            self._drop("not claimable")
+        faults.point(faults.AFTER_CLAIM)
+        run = Run(claim, lease=lease)
+        if lease:
+            locks.keeper().add(lease)
+        enter(run)
+        if claim.expires_at:
+            request.expires = claim.expires_at.isoformat()
+        return run
+
+    def _claim(self, request: Any, revision: int, token: UUID) -> Claim | None:
+        tag = (request.properties or {}).get("delivery_tag", "")
+        try:
+            return try_claim(request.id, revision, token=token, worker_id=node.current_id(), delivery_tag=tag)
+        except LedgerUnavailable:
+            # The row stays queued; the audit sends it again once Postgres is back.
+            OUTAGES.labels("ledger", "job left queued").inc()
+            return None
+
+    def _drop(self, reason: str) -> NoReturn:
+        DROPPED.labels(reason).inc()
+        raise Ignore(f"delivery dropped: {reason}")
+
+    # ---- what a running job may use
+
+    def _run(self, what: str) -> Run:
+        run = current()
+        if run is None or run.phase is Phase.OVER or run.claim.job_id != self.request.id:
+            raise NotInJob(f"{what} is available only inside a running durable job")
+        return run
+
+    @property
+    def session(self) -> Session:
+        """The SQLAlchemy session that commits together with this job's success, and rolls back with anything else.
+
+        **Guarantee:** what is written through it takes effect exactly once, however often the job is delivered or its worker
+        dies.
+        """
+        return self._run("self.session").session
+
+    def once(self, name: str) -> bool:
+        """Record a named effect of this job in its session; tell whether it is new.
+
+            if self.once("invoice"):
+                self.session.add(Invoice(...))
+
+        It is recorded if and only if the job succeeds, and stays on record when the job is replayed.
+        """
+        run = self._run("self.once()")
+        return raw(run.session).execute(_ONCE, (run.claim.job_id, name)).fetchone() is not None
+
+    def progress(self, done: float, total: float | None = None, note: str = "") -> None:
+        """Tell how far the job is; visible at once to whoever asks for its state, written at most twice a second."""
+        run = self._run("self.progress()")
+        now = time.monotonic()
+        if now - run.progressed_at < _PROGRESS_S and done != total:
+            return
+        run.progressed_at = now
+        told = {"done": done, "total": total, "note": note}
+        with statement() as conn:
+            progress.write(conn, run.claim, told)
+        self.backend.tell(self.request.id, "PROGRESS", told)
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether somebody has asked this running job to stop, or it is no longer its own; asked of Postgres."""
+        run = self._run("self.cancelled")
+        with statement() as conn:
+            return progress.is_cancelled(conn, run.claim)
+
+    def replace(self, sig: Any) -> Any:
+        """Replace this job by a signature, as Celery does; what that sends commits together with this attempt's end."""
+        run = current()
+        if run is not None and run.claim.job_id == self.request.id:
+            run.begin()
+            run.replaced = True
+        return super().replace(sig)

@@ -1,0 +1,98 @@
+"""The exceptions of Holdfast, as one tree.
+
+    HoldfastError
+    ├── SettingsError            a setting is missing or wrong
+    ├── LedgerUnavailable        Postgres did not answer
+    │   └── SchemaOutdated       the database is not migrated
+    ├── StoreUnavailable         Redis did not answer
+    │   └── StoreRefused         Redis refused a command
+    │       └── StoreFull        for want of memory
+    ├── InvalidJob (ValueError)  a job cannot be accepted as given
+    │   ├── MessageTooLarge      its arguments are over the limit
+    │   ├── UnknownQueue         no such queue is configured
+    │   └── UnknownTask          no such task is registered
+    ├── InvalidSchedule (ValueError)
+    ├── IdempotencyConflict      the key was used with another payload
+    ├── ClaimLost                the attempt is no longer the job's owner
+    ├── NotInJob                 called outside a running durable job
+    ├── AddressRefused           `http.call` may not reach this address
+    └── JobNotFound              no job, living or past, has this id
+
+The docstring of a class is its default message.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class HoldfastError(Exception):
+    """Holdfast failed."""
+
+    def __init__(self, message: str | None = None, **data: Any) -> None:
+        super().__init__(message or (type(self).__doc__ or "").strip())
+        self.__dict__.update(data)
+
+
+class SettingsError(HoldfastError):
+    """A setting is missing or wrong."""
+
+
+class LedgerUnavailable(HoldfastError):
+    """Postgres did not answer; nothing was accepted."""
+
+
+class SchemaOutdated(LedgerUnavailable):
+    """The database is not migrated: run `holdfast db upgrade`."""
+
+
+class StoreUnavailable(HoldfastError):
+    """Redis did not answer."""
+
+
+class StoreRefused(StoreUnavailable):
+    """Redis refused a command."""
+
+
+class StoreFull(StoreRefused):
+    """Redis is at its maxmemory and refuses writes."""
+
+
+class InvalidJob(HoldfastError, ValueError):
+    """The job cannot be accepted as given."""
+
+
+class MessageTooLarge(InvalidJob):
+    """The arguments of the job are too large."""
+
+
+class UnknownQueue(InvalidJob):
+    """No such queue is configured."""
+
+
+class UnknownTask(InvalidJob):
+    """No such task is registered."""
+
+
+class InvalidSchedule(HoldfastError, ValueError):
+    """The schedule cannot be understood."""
+
+
+class IdempotencyConflict(HoldfastError):
+    """This idempotency key was used before with another payload."""
+
+
+class ClaimLost(HoldfastError):
+    """This attempt no longer owns its job; what it did was rolled back."""
+
+
+class NotInJob(HoldfastError):
+    """This is available only inside a running durable job."""
+
+
+class AddressRefused(HoldfastError):
+    """The address is private, loopback or link-local and may not be called."""
+
+
+class JobNotFound(HoldfastError):
+    """No job, living or past, has this id."""

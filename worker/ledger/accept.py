@@ -1,0 +1,295 @@
+"""Accepting jobs: each becomes a row, in a transaction of its own or in the caller's, and is published after the commit."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Protocol
+
+import psycopg
+from sqlalchemy import event
+from sqlalchemy.orm import Session
+
+from worker import faults
+from worker.db import raw, repeatable, statement, translated
+from worker.errors import IdempotencyConflict, InvalidJob
+from worker.ledger.message import NewJob, encode
+from worker.ledger.publish import Sendable, epoch_for, publish
+from worker.settings import settings
+
+#: An accept that finds the id taken by a living job that waits for its replacement fills that row instead.
+_INSERT = """
+INSERT INTO jobs (id, task, queue, priority, state, message, args, kwargs, available_at, expires_at, max_attempts, caller,
+                  idempotency_key, parent_id, root_id, group_id, unique_key, unique_until, dispatch_epoch, dispatched_at)
+SELECT %(id)s::text, %(task)s::text, %(queue)s::text, %(priority)s::int2,
+       CASE WHEN due.at > clock_timestamp() THEN 'scheduled' ELSE 'queued' END,
+       %(message)s::json, %(args)s::text, %(kwargs)s::text, due.at,
+       coalesce(%(expires_at)s::timestamptz, clock_timestamp() + %(expires_s)s::float8 * interval '1 second'),
+       %(max_attempts)s::int4, %(caller)s::text, %(idempotency_key)s::text,
+       %(parent_id)s::text, %(root_id)s::text, %(group_id)s::text,
+       %(unique_key)s::text, clock_timestamp() + %(unique_for_s)s::float8 * interval '1 second',
+       CASE WHEN due.at > clock_timestamp() THEN NULL ELSE %(epoch)s::text END,
+       CASE WHEN due.at > clock_timestamp() OR %(epoch)s::text IS NULL THEN NULL ELSE clock_timestamp() END
+FROM (SELECT coalesce(%(available_at)s::timestamptz, clock_timestamp() + %(delay_s)s::float8 * interval '1 second') AS at
+      OFFSET 0) AS due
+WHERE %(fresh)s::bool OR NOT EXISTS (SELECT FROM job_history WHERE id = %(id)s::text)
+ON CONFLICT (id) DO UPDATE
+   SET task = excluded.task, queue = excluded.queue, priority = excluded.priority, state = excluded.state,
+       message = excluded.message, args = excluded.args, kwargs = excluded.kwargs, available_at = excluded.available_at,
+       expires_at = excluded.expires_at, revision = jobs.revision + 1, dispatch_epoch = excluded.dispatch_epoch,
+       dispatched_at = excluded.dispatched_at
+ WHERE jobs.state = 'scheduled' AND jobs.available_at = '9000-01-01 00:00+00'
+RETURNING revision
+"""
+
+_FORGET_UNIQUE = "UPDATE jobs SET unique_key = NULL WHERE unique_key = %s AND unique_until < clock_timestamp()"
+_UNIQUE_HOLDER = "SELECT id FROM jobs WHERE unique_key = %s"
+
+_TAKE_KEY = """
+INSERT INTO job_keys AS k (caller, key, payload_hash, job_id, expires_at)
+VALUES (%(caller)s, %(key)s, %(hash)s, %(id)s, clock_timestamp() + %(ttl)s * interval '1 second')
+ON CONFLICT (caller, key) DO UPDATE
+   SET payload_hash = excluded.payload_hash, job_id = excluded.job_id, expires_at = excluded.expires_at,
+       created_at = clock_timestamp()
+ WHERE k.expires_at < clock_timestamp()
+RETURNING job_id
+"""
+_KEY_HOLDER = "SELECT payload_hash, job_id FROM job_keys WHERE caller = %s AND key = %s"
+
+_COPY = """
+COPY jobs (id, task, queue, priority, state, message, args, kwargs, available_at, max_attempts, caller,
+           dispatch_epoch, dispatched_at)
+FROM STDIN
+"""
+
+
+class Scope(Protocol):
+    """Where accepted jobs go while it is entered."""
+
+    def accept(self, jobs: Sequence[NewJob]) -> list[str]:
+        """Write the rows and return the ids under which the jobs are known, in order."""
+
+
+_scope: ContextVar[Scope | None] = ContextVar("holdfast_scope", default=None)
+
+
+@contextmanager
+def scope(where: Scope | None) -> Iterator[None]:
+    """Accept jobs there for the length of the block."""
+    token = _scope.set(where)
+    try:
+        yield
+    finally:
+        _scope.reset(token)
+
+
+def enter_scope(where: Scope | None) -> None:
+    """Accept this thread's jobs there from now on; None for transactions of their own."""
+    _scope.set(where)
+
+
+def accept(jobs: Sequence[NewJob]) -> list[str]:
+    """Make the jobs durable and return the ids under which they are known, in order.
+
+    An id differs from the one given when the job is known already by its idempotency key or as the active one of its unique key.
+
+    Outside a scope the call has its own transaction and returns after the commit; Redis being away changes nothing but that
+    the relay sends the jobs later. Raises `LedgerUnavailable` when Postgres is away (then nothing was accepted), and
+    `IdempotencyConflict`.
+    """
+    where = _scope.get()
+    if where is not None:
+        return where.accept(jobs)
+    epochs = {queue: epoch_for(queue) for queue in {job.queue for job in jobs}}
+    if len(jobs) == 1 and _is_plain(jobs[0]):
+        sendable = repeatable(lambda conn: _insert(conn, jobs[0], epochs[jobs[0].queue]))
+        written = [(jobs[0].id, sendable)]
+    else:
+        written = repeatable(lambda conn: _transact(conn, jobs, epochs))
+    faults.point(faults.AFTER_COMMIT)
+    publish([sendable for _, sendable in written if sendable])
+    return [job_id for job_id, _ in written]
+
+
+def _is_plain(job: NewJob) -> bool:
+    return job.idempotency_key is None and job.unique_key is None
+
+
+def _transact(
+    conn: psycopg.Connection[Any], jobs: Sequence[NewJob], epochs: dict[str, str | None]
+) -> list[tuple[str, Sendable | None]]:
+    with conn.transaction():
+        return accept_rows(conn, jobs, epochs)
+
+
+def accept_rows(
+    conn: psycopg.Connection[Any], jobs: Sequence[NewJob], epochs: dict[str, str | None]
+) -> list[tuple[str, Sendable | None]]:
+    """Write the rows on the caller's connection, inside its transaction.
+
+    Returns for each job the id under which it is known and, if it is to be published after the commit, what to publish.
+    """
+    if len(jobs) > 1 and all(_is_plain(job) for job in jobs):
+        return _insert_many(conn, jobs, epochs)
+    return [_accept_row(conn, job, epochs.get(job.queue)) for job in jobs]
+
+
+def _insert_many(
+    conn: psycopg.Connection[Any], jobs: Sequence[NewJob], epochs: dict[str, str | None]
+) -> list[tuple[str, Sendable | None]]:
+    cursor = conn.cursor()
+    cursor.executemany(_INSERT, [_parameters(job, epochs.get(job.queue)) for job in jobs], returning=True)
+    written: list[tuple[str, Sendable | None]] = []
+    for job in jobs:
+        written.append((job.id, _sendable(job, epochs.get(job.queue), cursor.fetchone())))
+        cursor.nextset()
+    faults.point(faults.AFTER_INSERT)
+    return written
+
+
+def _accept_row(conn: psycopg.Connection[Any], job: NewJob, epoch: str | None) -> tuple[str, Sendable | None]:
+    if job.idempotency_key is not None and (known := _known_by_key(conn, job)):
+        return known, None
+    if job.unique_key is None:
+        return job.id, _insert(conn, job, epoch)
+    conn.execute(_FORGET_UNIQUE, (job.unique_key,))
+    while True:
+        try:
+            with conn.transaction():
+                return job.id, _insert(conn, job, epoch)
+        except psycopg.errors.UniqueViolation:
+            holder = conn.execute(_UNIQUE_HOLDER, (job.unique_key,)).fetchone()
+            if holder:  # None: it ended in this very moment, so the key is free.
+                return str(holder[0]), None
+
+
+def _known_by_key(conn: psycopg.Connection[Any], job: NewJob) -> str | None:
+    """Take the job's idempotency key, or return the job it already stands for. Raises `IdempotencyConflict`."""
+    caller, digest = job.caller or "", payload_hash(job)
+    taken = conn.execute(
+        _TAKE_KEY,
+        {"caller": caller, "key": job.idempotency_key, "hash": digest, "id": job.id, "ttl": settings().idempotency_ttl_s},
+    ).fetchone()
+    if taken:
+        return None
+    row = conn.execute(_KEY_HOLDER, (caller, job.idempotency_key)).fetchone()
+    assert row is not None, "a key that cannot be taken has a holder"
+    if bytes(row[0]) != digest:
+        raise IdempotencyConflict(
+            f"idempotency key {job.idempotency_key!r} was used for job {row[1]} with another payload", job_id=row[1]
+        )
+    return str(row[1])
+
+
+def payload_hash(job: NewJob) -> bytes:
+    """Return the digest by which a repeated request is known: task and arguments, not the moment or the id."""
+    body = job.message["body"]
+    return hashlib.sha256(encode([job.task, job.queue, body])).digest()
+
+
+def _insert(conn: psycopg.Connection[Any], job: NewJob, epoch: str | None) -> Sendable | None:
+    try:
+        row = conn.execute(_INSERT, _parameters(job, epoch)).fetchone()
+    except (psycopg.errors.DataError, psycopg.DataError) as exc:
+        raise InvalidJob(f"job {job.id} ({job.task}) cannot be stored: {str(exc).splitlines()[0]}") from exc
+    faults.point(faults.AFTER_INSERT)
+    return _sendable(job, epoch, row)
+
+
+def _sendable(job: NewJob, epoch: str | None, row: tuple[int] | None) -> Sendable | None:
+    if row is None or epoch is None or not job.immediate:
+        return None
+    return Sendable(job.id, job.queue, job.priority, row[0], job.message, epoch)
+
+
+def _parameters(job: NewJob, epoch: str | None) -> dict[str, Any]:
+    return {
+        "id": job.id, "task": job.task, "queue": job.queue, "priority": job.priority, "message": encode(job.message).decode(),
+        "args": job.args.replace("\0", "\\0"), "kwargs": job.kwargs.replace("\0", "\\0"),
+        "available_at": job.available_at, "delay_s": job.delay_s, "expires_at": job.expires_at, "expires_s": job.expires_s,
+        "max_attempts": job.max_attempts, "caller": job.caller, "idempotency_key": job.idempotency_key,
+        "parent_id": job.parent_id, "root_id": job.root_id, "group_id": job.group_id,
+        "unique_key": job.unique_key, "unique_for_s": job.unique_for_s, "epoch": epoch, "fresh": job.fresh,
+    }  # fmt: skip
+
+
+def copy_jobs(jobs: Sequence[NewJob]) -> list[str]:
+    """Make many fresh, immediate jobs durable by one COPY in a transaction of its own, and publish what the windows hold.
+
+    All or none are accepted. Raises as `accept`.
+    """
+    epochs = {queue: epoch_for(queue) for queue in {job.queue for job in jobs}}
+    where = _scope.get()
+    if where is not None:
+        return where.accept(jobs)
+    room = {queue: settings().window for queue in epochs}
+    sendables: list[Sendable] = []
+    with statement() as conn, conn.transaction():
+        moment = conn.execute("SELECT clock_timestamp()::text").fetchone()
+        assert moment is not None
+        with conn.cursor().copy(_COPY) as copy:
+            for job in jobs:
+                epoch = epochs[job.queue] if room[job.queue] > 0 else None
+                if epoch:
+                    room[job.queue] -= 1
+                    sendables.append(Sendable(job.id, job.queue, job.priority, 0, job.message, epoch))
+                copy.write_row((
+                    job.id, job.task, job.queue, job.priority, "queued", encode(job.message).decode(), job.args, job.kwargs,
+                    moment[0], job.max_attempts, job.caller, epoch, moment[0] if epoch else None,
+                ))  # fmt: skip
+        faults.point(faults.AFTER_INSERT)
+    faults.point(faults.AFTER_COMMIT)
+    publish(sendables)
+    return [job.id for job in jobs]
+
+
+class SessionScope:
+    """Accepts into a SQLAlchemy session's transaction and publishes once that has committed."""
+
+    _PENDING = "holdfast_pending"
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        if self._PENDING not in session.info:
+            session.info[self._PENDING] = []
+            event.listen(session, "after_commit", self._publish)
+            event.listen(session, "after_rollback", self._forget)
+
+    def accept(self, jobs: Sequence[NewJob]) -> list[str]:
+        """Write the rows in the session's transaction."""
+        epochs = {queue: epoch_for(queue) for queue in {job.queue for job in jobs}}
+        with translated():
+            written = accept_rows(raw(self.session), jobs, epochs)
+        self.session.info[self._PENDING] += [sendable for _, sendable in written if sendable]
+        return [job_id for job_id, _ in written]
+
+    @classmethod
+    def _publish(cls, session: Session) -> None:
+        pending, session.info[cls._PENDING] = session.info[cls._PENDING], []
+        if pending:
+            faults.point(faults.AFTER_COMMIT)
+            publish(pending)
+
+    @classmethod
+    def _forget(cls, session: Session) -> None:
+        session.info[cls._PENDING] = []
+
+
+@contextmanager
+def enqueue_in(session: Session) -> Iterator[Session]:
+    """Accept every job enqueued in the block in this session's transaction: it exists if and only if that commits.
+
+        with Session(engine) as session, session.begin():
+            session.add(order)
+            with enqueue_in(session):
+                send_receipt.delay(order.id)
+
+    **Guarantee:** the row and the caller's own writes commit together or not at all; the job is published after the commit, and
+    if the process dies before that, the relay sends it.
+    """
+    with scope(SessionScope(session)):
+        yield session
+
+

@@ -1,0 +1,99 @@
+"""What is to be sent: due jobs up to each queue's window, jobs a dead broker forgot, and jobs whose message got lost."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psycopg
+
+from worker.ledger.publish import Sendable
+
+#: Hops from queue to queue over the index, so the cost is that of the queues, not of the jobs in them.
+_QUEUES = """
+WITH RECURSIVE hop AS (
+  (SELECT queue FROM jobs WHERE dispatch_epoch IS NULL AND state IN ('scheduled', 'queued') ORDER BY queue LIMIT 1)
+  UNION ALL
+  SELECT (SELECT j.queue FROM jobs j WHERE j.dispatch_epoch IS NULL AND j.state IN ('scheduled', 'queued') AND j.queue > hop.queue
+           ORDER BY j.queue LIMIT 1)
+    FROM hop WHERE hop.queue IS NOT NULL)
+SELECT hop.queue, coalesce(q.paused, false), q."window"
+  FROM hop LEFT JOIN queues q ON q.name = hop.queue WHERE hop.queue IS NOT NULL
+"""
+
+#: A priority's due jobs in order; ten short index scans serve priorities before age without sorting a backlog of millions.
+_TAKE = """
+WITH due AS (
+  SELECT d.id FROM generate_series(0, 9) AS p(priority),
+  LATERAL (SELECT id FROM jobs
+            WHERE queue = %(queue)s AND jobs.priority = p.priority AND dispatch_epoch IS NULL AND state IN ('scheduled', 'queued')
+              AND available_at <= clock_timestamp()
+            ORDER BY available_at, id LIMIT %(room)s FOR UPDATE SKIP LOCKED) AS d
+  LIMIT %(room)s)
+UPDATE jobs SET state = 'queued', dispatch_epoch = %(epoch)s, dispatched_at = clock_timestamp()
+  FROM due WHERE jobs.id = due.id
+RETURNING jobs.id, jobs.queue, jobs.priority, jobs.revision, jobs.message, jobs.available_at
+"""
+
+#: Everything sent in an earlier life of the broker and not claimed.
+_FORGOTTEN = """
+UPDATE jobs SET dispatch_epoch = NULL, dispatched_at = NULL
+ WHERE id IN (SELECT id FROM jobs WHERE state = 'queued' AND dispatch_epoch IS NOT NULL AND dispatch_epoch <> %(epoch)s
+               FOR UPDATE SKIP LOCKED)
+RETURNING id
+"""
+
+#: The queues and buckets with jobs sent so long ago that one may have been lost.
+_SUSPECT = """
+SELECT DISTINCT queue, priority FROM jobs
+ WHERE state = 'queued' AND dispatch_epoch IS NOT NULL AND dispatched_at < clock_timestamp() - %(after_s)s * interval '1 second'
+"""
+#: A queue is first in, first out: what was sent before the oldest message that still waits has been taken out. If it is not
+#: claimed by now, whoever took it is gone. Sending it again is harmless where that is wrong.
+_LOST = """
+UPDATE jobs SET dispatch_epoch = NULL, dispatched_at = NULL
+ WHERE id IN (SELECT id FROM jobs
+               WHERE state = 'queued' AND dispatch_epoch IS NOT NULL AND queue = %(queue)s AND priority = ANY(%(priorities)s)
+                 AND dispatched_at < clock_timestamp() - %(after_s)s * interval '1 second'
+                 AND (%(oldest_ms)s::float8 IS NULL
+                      OR dispatched_at < to_timestamp(%(oldest_ms)s::float8 / 1000) - %(after_s)s * interval '1 second')
+               FOR UPDATE SKIP LOCKED)
+RETURNING id
+"""
+
+_EXPIRED = "SELECT id FROM jobs WHERE expires_at <= clock_timestamp() AND state <> 'running' LIMIT 500"
+
+
+def waiting_queues(conn: psycopg.Connection[Any]) -> list[tuple[str, bool, int | None]]:
+    """Return name, whether paused, and window of each queue with unsent jobs."""
+    return conn.execute(_QUEUES).fetchall()
+
+
+def take_due(conn: psycopg.Connection[Any], queue: str, room: int, epoch: str) -> list[Sendable]:
+    """Mark up to `room` due jobs of a queue as sent and return them, most urgent first. To be published after the commit."""
+    rows = conn.execute(_TAKE, {"queue": queue, "room": room, "epoch": epoch}).fetchall()
+    rows.sort(key=lambda row: (row[2], row[5], row[0]))
+    return [Sendable(row[0], row[1], row[2], row[3], row[4], epoch) for row in rows]
+
+
+def forgotten(conn: psycopg.Connection[Any], epoch: str) -> list[str]:
+    """Make due again what was sent in another life of the broker; return the ids."""
+    return [row[0] for row in conn.execute(_FORGOTTEN, {"epoch": epoch}).fetchall()]
+
+
+def suspects(conn: psycopg.Connection[Any], after_s: float) -> list[tuple[str, int]]:
+    """Return queue and priority where jobs have been waiting for a claim for so long."""
+    return conn.execute(_SUSPECT, {"after_s": after_s}).fetchall()
+
+
+def lost(conn: psycopg.Connection[Any], queue: str, priorities: list[int], after_s: float, oldest_ms: float | None) -> list[str]:
+    """Make due again the jobs whose message is no longer in the queue though nobody claimed them; return the ids.
+
+    `oldest_ms` is when the oldest message still in the queue was sent, None when it is empty.
+    """
+    values = {"queue": queue, "priorities": priorities, "after_s": after_s, "oldest_ms": oldest_ms}
+    return [row[0] for row in conn.execute(_LOST, values).fetchall()]
+
+
+def expired(conn: psycopg.Connection[Any]) -> list[str]:
+    """Return jobs whose time is over before they ran."""
+    return [row[0] for row in conn.execute(_EXPIRED).fetchall()]

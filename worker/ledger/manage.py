@@ -1,0 +1,181 @@
+"""What people do with jobs and queues: list, cancel, retry, replay, pause."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import psycopg
+
+from models import HISTORY_COLUMNS
+from worker.errors import InvalidJob, JobNotFound
+from worker.settings import settings
+from worker.store import coordination
+
+_REQUEST_CANCEL = "UPDATE jobs SET cancel_requested = true WHERE id = %s AND state = 'running'"
+
+_LISTED = ("id", "task", "queue", "priority", "state", "args", "kwargs", "attempt", "crashes", "caller", "progress", "error",
+           "created_at", "available_at", "started_at")  # fmt: skip
+_LIVING = f"SELECT {', '.join(_LISTED)}, NULL::timestamptz AS finished_at FROM jobs"
+_PAST = f"SELECT {', '.join(_LISTED)}, finished_at FROM job_history"
+
+_SHOW_LIVING = "SELECT * FROM jobs WHERE id = %s"
+_SHOW_PAST = "SELECT * FROM job_history WHERE id = %s ORDER BY finished_at DESC LIMIT 1"
+_ATTEMPTS = "SELECT attempt, worker_id, started_at, ended_at, outcome, error FROM attempts WHERE job_id = %s ORDER BY attempt"
+
+#: A job that waits runs now.
+_HASTEN = """
+UPDATE jobs SET state = 'queued', available_at = clock_timestamp(), dispatch_epoch = NULL, dispatched_at = NULL
+ WHERE id = %s AND state = 'scheduled' AND available_at < '9000-01-01 00:00+00' RETURNING id
+"""
+_COLUMNS = ", ".join(c for c in HISTORY_COLUMNS if c not in ("available_at", "started_at", "claimed_at", "worker_id", "progress",
+                                                            "crashes", "attempt", "revision", "expires_at"))  # fmt: skip
+#: A job of the past lives again under its own id: its effects on record are not repeated. Its attempts count on.
+_REPLAY = f"""
+INSERT INTO jobs ({_COLUMNS}, state, attempt, revision)
+SELECT {_COLUMNS}, 'queued', attempt, revision + 1 FROM job_history WHERE id = %s ORDER BY finished_at DESC LIMIT 1
+ON CONFLICT (id) DO NOTHING RETURNING id
+"""
+_RAW = "SELECT message ->> 'raw' FROM job_history WHERE id = %s ORDER BY finished_at DESC LIMIT 1"
+_DROP_RAW = "DELETE FROM job_history WHERE id = %s"
+
+_PAUSE = """
+INSERT INTO queues (name, paused) VALUES (%(name)s, %(paused)s)
+ON CONFLICT (name) DO UPDATE SET paused = excluded.paused, updated_at = clock_timestamp()
+"""
+#: What was sent to a paused queue is dropped by the claim; this makes it due again when the queue is resumed.
+_UNSEND = """
+UPDATE jobs SET dispatch_epoch = NULL, dispatched_at = NULL WHERE queue = %s AND state = 'queued' AND dispatch_epoch IS NOT NULL
+"""
+_QUEUE_COUNTS = """
+SELECT queue, count(*) FILTER (WHERE state = 'scheduled') AS scheduled,
+       count(*) FILTER (WHERE state = 'queued' AND dispatch_epoch IS NULL) AS backlog,
+       count(*) FILTER (WHERE state = 'queued' AND dispatch_epoch IS NOT NULL) AS sent,
+       count(*) FILTER (WHERE state = 'running') AS running,
+       min(available_at) FILTER (WHERE state = 'queued') AS oldest
+  FROM jobs GROUP BY queue
+"""
+_QUEUE_ROWS = 'SELECT name, paused, "window" FROM queues'
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which jobs are meant; a field that is None does not narrow."""
+
+    state: str | None = None
+    task: str | None = None
+    queue: str | None = None
+    caller: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+    search: str | None = None
+
+    def where(self) -> tuple[str, dict[str, Any]]:
+        """Return the SQL condition and its parameters."""
+        parts = {
+            "state": "state = %(state)s", "task": "task = %(task)s", "queue": "queue = %(queue)s",
+            "caller": "caller = %(caller)s",
+            "since": "created_at >= %(since)s", "until": "created_at < %(until)s",
+            "search": "position(%(search)s in id || ' ' || args || ' ' || kwargs) > 0",
+        }  # fmt: skip
+        given = {name: getattr(self, name) for name in parts if getattr(self, name) is not None}
+        return " AND ".join(parts[name] for name in given) or "true", given
+
+
+def request_cancel(conn: psycopg.Connection[Any], job_id: str) -> None:
+    """Ask a running job to stop; it sees that in `self.cancelled`."""
+    conn.execute(_REQUEST_CANCEL, (job_id,))
+
+
+def list_jobs(
+    conn: psycopg.Connection[Any], which: Filter, *, limit: int = 50, before: datetime | None = None
+) -> list[dict[str, Any]]:
+    """Return jobs, living and past, newest first; `before` is the `created_at` of the last one seen, for the next page."""
+    where, values = which.where()
+    if before is not None:
+        where, values = f"{where} AND created_at < %(before)s", {**values, "before": before}
+    living = f"({_LIVING} WHERE {where} ORDER BY created_at DESC LIMIT %(limit)s)"
+    past = f"({_PAST} WHERE {where} ORDER BY finished_at DESC LIMIT %(limit)s)"
+    sql = f"{living} UNION ALL {past} ORDER BY created_at DESC LIMIT %(limit)s"
+    return _dicts(conn.execute(sql, {**values, "limit": limit}))
+
+
+def select_ids(conn: psycopg.Connection[Any], which: Filter, *, living: bool, limit: int = 100_000) -> list[str]:
+    """Return the ids of the living or of the past jobs that are meant."""
+    where, values = which.where()
+    table = "jobs" if living else "job_history"
+    sql = f"SELECT id FROM {table} WHERE {where} ORDER BY created_at LIMIT %(limit)s"
+    return [row[0] for row in conn.execute(sql, {**values, "limit": limit}).fetchall()]
+
+
+def show(conn: psycopg.Connection[Any], job_id: str) -> dict[str, Any]:
+    """Return all that is known of a job, with its `attempts`. Raises `JobNotFound`."""
+    found = _dicts(conn.execute(_SHOW_LIVING, (job_id,))) or _dicts(conn.execute(_SHOW_PAST, (job_id,)))
+    if not found:
+        raise JobNotFound(f"no job {job_id!r}, living or past", job_id=job_id)
+    return {**found[0], "attempts": _dicts(conn.execute(_ATTEMPTS, (job_id,)))}
+
+
+def retry_now(conn: psycopg.Connection[Any], job_id: str) -> bool:
+    """Let a job that waits for its time run at once; tell whether it did wait."""
+    return conn.execute(_HASTEN, (job_id,)).fetchone() is not None
+
+
+def replay(conn: psycopg.Connection[Any], job_id: str) -> None:
+    """Let a job of the past live again under its id; one that was set aside unread is put back for adoption.
+
+    Raises `JobNotFound`, and `InvalidJob` when the job is alive.
+    """
+    row = conn.execute(_RAW, (job_id,)).fetchone()
+    if row is None:
+        show(conn, job_id)
+        raise InvalidJob(f"job {job_id!r} is not finished; there is nothing to replay", job_id=job_id)
+    if row[0] is not None:
+        with coordination().use() as client:
+            client.lpush(settings().foreign_queue, base64.b64decode(row[0]))
+        conn.execute(_DROP_RAW, (job_id,))
+    elif conn.execute(_REPLAY, (job_id,)).fetchone() is None:
+        raise InvalidJob(f"job {job_id!r} lives again already", job_id=job_id)
+
+
+def set_paused(conn: psycopg.Connection[Any], queue: str, paused: bool) -> None:
+    """Pause a queue, so that none of its waiting jobs starts, also those sent already; or resume it."""
+    with conn.transaction():
+        conn.execute(_PAUSE, {"name": queue, "paused": paused})
+        conn.execute(_UNSEND, (queue,))
+
+
+def list_queues(conn: psycopg.Connection[Any]) -> list[dict[str, Any]]:
+    """Return each configured, used or paused queue with its counts, window and length in Redis (None when Redis is away)."""
+    counts = {row["queue"]: row for row in _dicts(conn.execute(_QUEUE_COUNTS))}
+    kept = {row["name"]: row for row in _dicts(conn.execute(_QUEUE_ROWS))}
+    empty = {"scheduled": 0, "backlog": 0, "sent": 0, "running": 0, "oldest": None}
+    return [
+        {
+            "queue": name, **{k: counts.get(name, empty)[k] for k in empty},
+            "paused": kept.get(name, {}).get("paused", False), "window": kept.get(name, {}).get("window") or settings().window,
+        }
+        for name in sorted({*settings().queues, *counts, *kept})
+    ]  # fmt: skip
+
+
+def list_workers(conn: psycopg.Connection[Any]) -> list[dict[str, Any]]:
+    """Return the workers, those that left within a day included, with the jobs each runs."""
+    return _dicts(conn.execute(_WORKERS))
+
+
+_WORKERS = """
+SELECT n.id::text, n.name, n.host, n.pid, n.queues, n.started_at, n.beat_at, n.left_at,
+       extract(epoch FROM clock_timestamp() - n.beat_at)::float8 AS silent_s,
+       (SELECT count(*) FROM jobs j WHERE j.worker_id = n.id AND j.state = 'running') AS running
+  FROM worker_nodes n ORDER BY n.left_at NULLS FIRST, n.name
+"""
+
+
+def _dicts(cursor: psycopg.Cursor[Any]) -> list[dict[str, Any]]:
+    names = [column.name for column in cursor.description or ()]
+    return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+
+

@@ -1,0 +1,88 @@
+"""A job's Celery message (protocol 2): how it is kept in the row and how it goes on the wire."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import uuid4
+
+import msgspec
+
+#: The header by which a worker knows a message that has a row. Its value: revision `r`, moment sent `t` (ms since 1970).
+HEADER = "holdfast"
+
+#: A stored message: `headers`, `properties`, `body` (text), `content-type`, `content-encoding`.
+Message = dict[str, Any]
+
+encode = msgspec.json.Encoder().encode
+decode = msgspec.json.Decoder().decode
+
+
+@dataclass(slots=True)
+class NewJob:
+    """A job that is to be accepted. Times are a moment, or seconds from Postgres's now; a moment wins."""
+
+    id: str
+    task: str
+    queue: str
+    message: Message
+    priority: int = 5
+    args: str = "()"
+    kwargs: str = "{}"
+    available_at: datetime | None = None
+    delay_s: float = 0.0
+    expires_at: datetime | None = None
+    expires_s: float | None = None
+    max_attempts: int | None = None
+    caller: str | None = None
+    idempotency_key: str | None = None
+    unique_key: str | None = None
+    unique_for_s: float | None = None
+    parent_id: str | None = None
+    root_id: str | None = None
+    group_id: str | None = None
+    #: Whether the id was made just now, so that no job of the past can have it.
+    fresh: bool = False
+
+    @property
+    def immediate(self) -> bool:
+        """Tell whether the job may start at once."""
+        return self.available_at is None and self.delay_s <= 0
+
+
+def wire(message: Message, queue: str, priority: int, revision: int) -> bytes:
+    """Return the message as workers take it from Redis.
+
+    Times are left out: when a job is sent it is due, and whether it has expired is for Postgres to say, not for a worker's clock.
+    """
+    headers = {**message["headers"], "eta": None, "expires": None, HEADER: {"r": revision, "t": int(time.time() * 1000)}}
+    properties = {
+        **message["properties"],
+        "priority": priority,
+        "delivery_mode": 2,
+        "delivery_tag": str(uuid4()),
+        "delivery_info": {"exchange": "", "routing_key": queue},
+    }
+    return encode({**message, "headers": headers, "properties": properties})
+
+
+def is_ours(payload: Any) -> bool:
+    """Tell whether a decoded payload is sound enough for a worker and was sent for a row (or on purpose without one)."""
+    return (
+        isinstance(payload, dict)
+        and isinstance(headers := payload.get("headers"), dict)
+        and HEADER in headers
+        and isinstance(properties := payload.get("properties"), dict)
+        and "delivery_tag" in properties
+    )
+
+
+def sent_ms(payload: bytes) -> int | None:
+    """Return when a payload on the wire was sent, in milliseconds since 1970; None when it does not say."""
+    try:
+        found = decode(payload)["headers"][HEADER]["t"]
+    except (msgspec.MsgspecError, KeyError, TypeError):
+        return None
+    return found if isinstance(found, int) else None

@@ -1,0 +1,135 @@
+"""Every setting of Holdfast: its default, unit and meaning, and the only place that reads the environment."""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AliasChoices, Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from worker.errors import SettingsError
+
+#: The file a running embedded stack leaves in `home`, so that every process of the folder finds the same servers.
+RUNTIME_FILE = "services.json"
+
+Names = Annotated[list[str], NoDecode]
+
+
+class Settings(BaseSettings):
+    """The settings of one process, read once from the environment and validated at start.
+
+    A field `name` is read from `HOLDFAST_NAME`; the three server URLs also go by their usual short names.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="HOLDFAST_", extra="ignore", validate_default=True)
+
+    database_url: str = Field("", validation_alias=AliasChoices("DATABASE_URL", "HOLDFAST_DATABASE_URL"),
+        description="Postgres, the record. Empty: the embedded stack of this folder.")
+    redis_url: str = Field("", validation_alias=AliasChoices("REDIS_URL", "HOLDFAST_REDIS_URL"),
+        description="Redis for coordination: broker, locks. Must run with `noeviction`.")
+    cache_url: str = Field("", validation_alias=AliasChoices("CACHE_URL", "HOLDFAST_CACHE_URL"),
+        description="Redis for caching: results. May evict.")
+    home: Path = Field(Path(".holdfast"), description="Folder of the embedded stack.")
+
+    include: Names = Field([], description="Modules with tasks to import, separated by commas.")
+    queues: Names = Field(["default"], description="Names of the ledger queues, separated by commas; the first is the default.")
+    foreign_queue: str = Field("celery", description="Queue on which messages of foreign Celery clients arrive, to be adopted.")
+
+    window: int = Field(2000, ge=1, le=100_000, description="Jobs of one queue that may lie in Redis at a time; the rest wait in Postgres.")
+    relay_interval_s: float = Field(0.1, gt=0, le=60, description="Seconds between two rounds of an idle relay.")
+    audit_after_s: float = Field(5.0, gt=0, description="Seconds after which a sent job that nobody claimed is looked for.")
+    max_message_bytes: int = Field(1_048_576, ge=1024, description="Largest encoded arguments of one job, in bytes.")
+
+    node_beat_s: float = Field(2.0, gt=0, description="Seconds between two signs of life of a worker.")
+    node_dead_s: float = Field(10.0, gt=0, description="Seconds of silence after which a worker is dead and its jobs go back.")
+    max_crashes: int = Field(3, ge=1, description="Deaths of its worker after which a job is discarded.")
+    lease_s: float = Field(10.0, gt=0.1, description="Life of a job's Redis lock, in seconds; renewed at a third of it.")
+    shutdown_grace_s: float = Field(25.0, ge=0, description="Seconds a stopping worker lets running jobs go on before it hands them back.")
+
+    result_ttl_s: int = Field(86_400, ge=1, description="Seconds a result stays in the cache Redis; Postgres keeps it longer.")
+    idempotency_ttl_s: int = Field(86_400, ge=1, description="Seconds an idempotency key is remembered.")
+    history_days: int = Field(30, ge=1, description="Days a finished job is kept.")
+
+    db_pool_size: int = Field(5, ge=1, description="Postgres connections one process keeps open.")
+    db_connect_s: float = Field(3.0, gt=0, description="Seconds to wait for a Postgres connection.")
+    db_statement_s: float = Field(30.0, gt=0, description="Seconds after which Postgres ends one of the ledger's own statements.")
+    redis_timeout_s: float = Field(1.0, gt=0, description="Seconds to wait for one Redis answer.")
+
+    http_allow_private: bool = Field(False, description="Whether `http.call` may reach private, loopback and link-local addresses.")
+    http_max_bytes: int = Field(1_048_576, ge=0, description="Largest response body `http.call` reads, in bytes.")
+
+    flower_auth: str = Field("", description="`user:password` that Flower asks for. Empty: Flower listens on loopback only.")
+    log_level: str = Field("INFO", description="Least severe log line that is written.")
+    log_json: bool = Field(False, description="Whether log lines are JSON objects.")
+    fault: str = Field("", description="Fault points to arm, for chaos tests only: `name:action[:nth]`, separated by commas.")
+
+    @field_validator("include", "queues", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return [part.strip() for part in value.split(",") if part.strip()]
+        return value
+
+    @field_validator("log_level")
+    @classmethod
+    def _known_level(cls, value: str) -> str:
+        if value.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"):
+            raise ValueError("must be DEBUG, INFO, WARNING, ERROR or CRITICAL")
+        return value.upper()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Settings:
+        if not self.queues:
+            raise ValueError("queues: at least one queue is needed")
+        if self.foreign_queue in self.queues:
+            raise ValueError(f"foreign_queue: {self.foreign_queue!r} is also a ledger queue")
+        if self.node_dead_s < 2 * self.node_beat_s:
+            raise ValueError("node_dead_s: must be at least twice node_beat_s, or one late beat kills a worker")
+        given = [bool(self.database_url), bool(self.redis_url), bool(self.cache_url)]
+        if any(given) and not all(given):
+            raise ValueError("DATABASE_URL, REDIS_URL and CACHE_URL go together: set all three, or none for the embedded stack")
+        return self
+
+    @property
+    def embedded(self) -> bool:
+        """Tell whether this process is to use the embedded stack of its folder."""
+        return not self.database_url
+
+    def located(self) -> Settings:
+        """Return these settings with the server URLs filled in from the running embedded stack.
+
+        Raises `SettingsError` when no server is configured and no embedded stack runs here.
+        """
+        if not self.embedded:
+            return self
+        try:
+            found = json.loads((self.home / RUNTIME_FILE).read_text())
+        except (OSError, ValueError) as exc:
+            raise SettingsError(
+                f"DATABASE_URL, REDIS_URL and CACHE_URL are not set and no embedded stack runs in {self.home}/: "
+                "set them, or start one with `holdfast up`"
+            ) from exc
+        return self.model_copy(update={k: found[k] for k in ("database_url", "redis_url", "cache_url")})
+
+
+def read_settings() -> Settings:
+    """Read and validate the environment anew. Raises `SettingsError` that names each wrong variable."""
+    try:
+        return Settings()  # type: ignore[call-arg]
+    except ValidationError as exc:
+        lines = (f"{_variable(e['loc'])}: {e['msg'].removeprefix('Value error, ')}" for e in exc.errors())
+        raise SettingsError("; ".join(lines)) from exc
+
+
+def _variable(loc: tuple[int | str, ...]) -> str:
+    name = str(loc[0]) if loc else ""
+    return name if name.isupper() else f"HOLDFAST_{name.upper()}" if name else "settings"
+
+
+@lru_cache(maxsize=1)
+def settings() -> Settings:
+    """Return the settings of this process with its servers located; read once."""
+    return read_settings().located()

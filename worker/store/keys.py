@@ -1,0 +1,65 @@
+"""Every Redis key Holdfast writes: its type, its role, its life, and what its feature does when Redis is away."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+#: What Celery's Redis transport puts between a queue's name and its priority bucket.
+_SEP = "\x06\x16"
+#: Celery's priority buckets on Redis; 0 is served first.
+PRIORITY_STEPS = (0, 3, 6, 9)
+
+
+@dataclass(frozen=True)
+class KeyKind:
+    """One kind of key."""
+
+    pattern: str
+    role: str
+    type: str
+    #: In words, for people; `none` only where losing the key is itself the signal.
+    life: str
+    #: What the feature does when Redis is away.
+    policy: str
+
+
+KINDS = (
+    KeyKind("<queue>", "coordination", "list", "until consumed; emptied by workers, bounded by the window",
+            "accepts go to Postgres alone; the relay sends them later"),
+    KeyKind("holdfast:epoch", "coordination", "string", "none: its absence tells that the broker lost its memory",
+            "the relay waits"),
+    KeyKind("holdfast:lock:job:{<id>}", "coordination", "string", "the setting lease_s, renewed while the job runs",
+            "open: the claim in Postgres decides alone"),
+    KeyKind("celery-task-meta-<id>", "cache", "string", "the setting result_ttl_s", "open: results are read from Postgres"),
+)  # fmt: skip
+
+
+def bucket(priority: int) -> int:
+    """Return the Redis bucket of a priority from 0 (first) to 9."""
+    return max(step for step in PRIORITY_STEPS if step <= priority)
+
+
+def queue(name: str, priority: int = 0) -> str:
+    """Return the list on which workers wait for this queue and priority."""
+    step = bucket(priority)
+    return f"{name}{_SEP}{step}" if step else name
+
+
+def queue_lists(name: str) -> tuple[str, ...]:
+    """Return all lists of a queue, the one served first first."""
+    return tuple(queue(name, step) for step in PRIORITY_STEPS)
+
+
+def epoch() -> str:
+    """Return the key whose random value marks this life of the broker."""
+    return "holdfast:epoch"
+
+
+def job_lock(job_id: str) -> str:
+    """Return the lock that a running job holds."""
+    return f"holdfast:lock:job:{{{job_id}}}"
+
+
+def result(job_id: str) -> str:
+    """Return the key, and the channel, of a job's result: the one Celery's own clients know."""
+    return f"celery-task-meta-{job_id}"

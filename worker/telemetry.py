@@ -1,0 +1,48 @@
+"""Logs and counters of one process."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import structlog
+from prometheus_client import Counter
+
+#: Each time a feature met a server that was away, by what it then did.
+OUTAGES = Counter("holdfast_outages", "Times a server was away, by feature and what was done instead.", ["feature", "policy"])
+#: Each message a worker dropped, by reason.
+DROPPED = Counter("holdfast_dropped_messages", "Messages a worker dropped because the job was not its to run.", ["reason"])
+#: Jobs by what became of them in this process.
+SETTLED = Counter("holdfast_settled_jobs", "Attempts this process ended, by outcome.", ["outcome"])
+#: What the relay did.
+RELAYED = Counter("holdfast_relayed_jobs", "Jobs the relay moved, by deed.", ["deed"])
+
+
+def log(name: str) -> structlog.stdlib.BoundLogger:
+    """Return the structured logger of a module; lines go through the standard library, so Celery's set-up applies."""
+    logger: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(name)
+    return logger
+
+
+def configure(level: str = "INFO", *, as_json: bool = False) -> None:
+    """Send log lines to stderr, as text or as one JSON object a line."""
+    renderer = structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    formatter = structlog.stdlib.ProcessorFormatter(
+        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+        foreign_pre_chain=[structlog.stdlib.add_log_level, structlog.processors.TimeStamper(fmt="iso")],
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(formatter)
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            structlog.stdlib.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso"),
+            structlog.processors.format_exc_info,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )
