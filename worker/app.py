@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from celery.schedules import crontab
 from kombu.entity import Queue
 
 from worker.engine import signals as _signals
 from worker.engine.application import Holdfast
+from worker.engine.bulk import enqueue_many
+from worker.ledger import enqueue_in
 from worker.settings import read_settings, settings
 
-__all__ = ["app"]
+__all__ = ["app", "enqueue_in", "enqueue_many"]
+
+#: What keeps the ledger in order. A tick that no worker got to before the next one is due is let go.
+BEAT_SCHEDULE = {
+    "maintenance.upkeep": {"task": "maintenance.upkeep", "schedule": crontab(minute="7"), "options": {"expires": 3600}},
+    "maintenance.audit": {"task": "maintenance.audit", "schedule": crontab(minute="*/5"), "options": {"expires": 300}},
+}
 
 
 def configure(app: Holdfast) -> None:
@@ -34,6 +43,7 @@ def configure(app: Holdfast) -> None:
         result_expires=conf.result_ttl_s,
         result_extended=False,
         beat_scheduler="worker.engine.beat:LedgerScheduler",
+        beat_schedule=BEAT_SCHEDULE,
         worker_hijack_root_logger=True,
         task_send_sent_event=False,
         timezone="UTC",

@@ -44,6 +44,8 @@ def _engine(url: str, **options: Any) -> Engine:
         pool_use_lifo=True,
         connect_args={
             "application_name": "holdfast",
+            "prepare_threshold": 5 if conf.db_prepared else None,
+            "client_encoding": "utf8",
             "connect_timeout": max(1, round(conf.db_connect_s)),
             # A server that vanished without a word is noticed by TCP, not by a person.
             "keepalives_idle": 15, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 15_000,
@@ -55,7 +57,9 @@ def _engine(url: str, **options: Any) -> Engine:
 @lru_cache(maxsize=1)
 def engine() -> Engine:
     """Return this process's engine for transactions."""
-    return _engine(settings().database_url)
+    # Pinged before use: after a restart of Postgres every process holds dead connections, and a job that met one in each of
+    # three processes would look like poison.
+    return _engine(settings().database_url, pool_pre_ping=True)
 
 
 @lru_cache(maxsize=1)

@@ -10,12 +10,19 @@
     ├── InvalidJob (ValueError)  a job cannot be accepted as given
     │   ├── MessageTooLarge      its arguments are over the limit
     │   ├── UnknownQueue         no such queue is configured
-    │   └── UnknownTask          no such task is registered
+    │   ├── UnknownTask          no such task is registered
+    │   └── InvalidRequest       `http.call` cannot make such a call
     ├── InvalidSchedule (ValueError)
+    │   └── ScheduleNotFound     no schedule has this name
     ├── IdempotencyConflict      the key was used with another payload
     ├── ClaimLost                the attempt is no longer the job's owner
     ├── NotInJob                 called outside a running durable job
     ├── AddressRefused           `http.call` may not reach this address
+    ├── HttpError                an HTTP call did not bring what was expected
+    │   ├── HttpStatusError      the server answered with another status
+    │   ├── HttpRedirectError    the server redirects to where no call can go
+    │   └── HttpUnreachable      no sound answer came
+    │       └── HttpTimeout      no whole answer came in time
     └── JobNotFound              no job, living or past, has this id
 
 The docstring of a class is its default message.
@@ -74,8 +81,16 @@ class UnknownTask(InvalidJob):
     """No such task is registered."""
 
 
+class InvalidRequest(InvalidJob):
+    """The HTTP call cannot be made as given."""
+
+
 class InvalidSchedule(HoldfastError, ValueError):
     """The schedule cannot be understood."""
+
+
+class ScheduleNotFound(InvalidSchedule):
+    """No schedule has this name."""
 
 
 class IdempotencyConflict(HoldfastError):
@@ -92,6 +107,30 @@ class NotInJob(HoldfastError):
 
 class AddressRefused(HoldfastError):
     """The address is private, loopback or link-local and may not be called."""
+
+
+class HttpError(HoldfastError):
+    """The HTTP call did not bring what was expected."""
+
+
+class HttpStatusError(HttpError):
+    """The server answered with a status that was not expected."""
+
+    status: int = 0
+    #: Seconds the server asked to wait before the next try.
+    retry_after_s: float | None = None
+
+
+class HttpRedirectError(HttpError):
+    """The server redirects to where no call can go."""
+
+
+class HttpUnreachable(HttpError):
+    """No sound answer came: the connection, TLS or HTTP broke."""
+
+
+class HttpTimeout(HttpUnreachable):
+    """No whole answer came in time."""
 
 
 class JobNotFound(HoldfastError):

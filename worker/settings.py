@@ -55,7 +55,7 @@ class Settings(BaseSettings):
 
     db_pool_size: int = Field(5, ge=1, description="Postgres connections one process keeps open.")
     db_connect_s: float = Field(3.0, gt=0, description="Seconds to wait for a Postgres connection.")
-    db_statement_s: float = Field(30.0, gt=0, description="Seconds after which Postgres ends one of the ledger's own statements.")
+    db_prepared: bool = Field(True, description="Whether statements are prepared on the server; off behind a pooler that cannot (PgBouncer before 1.21).")
     redis_timeout_s: float = Field(1.0, gt=0, description="Seconds to wait for one Redis answer.")
 
     http_allow_private: bool = Field(False, description="Whether `http.call` may reach private, loopback and link-local addresses.")

@@ -10,15 +10,18 @@ from typing import Any
 
 from celery import signals
 from celery.app.amqp import AMQP
-from kombu.exceptions import EncodeError
-from kombu.serialization import dumps
+from kombu.utils.json import JSONEncoder
 
 from worker.clock import parse_moment
+from worker.engine.run import current
 from worker.engine.transport import LedgerConnection
 from worker.errors import InvalidJob, MessageTooLarge
 from worker.ledger import NewJob, accept
 from worker.ledger.message import HEADER
 from worker.settings import settings
+
+#: Celery's own JSON, which knows dates, UUIDs and decimals.
+_to_json: Callable[[Any], str] = JSONEncoder().encode
 
 #: Options of `apply_async` that are ours and go into the row, not into the message.
 OPTIONS = (
@@ -55,11 +58,14 @@ class Batch:
         """Accept what was collected."""
         jobs, after = self._jobs, self._after
         self._jobs, self._after = [], []
+        if run := current():
+            # A job that sends itself again goes on with that message; the row it has is not accepted twice.
+            jobs = [job for job in jobs if not run.goes_on_with(job)]
         if jobs:
             for job, job_id in zip(jobs, accept(jobs), strict=True):
                 self.known[job.id] = job_id
-            for tell in after:
-                tell()
+        for tell in after:
+            tell()
 
     @property
     def real(self) -> Any:
@@ -98,19 +104,14 @@ class LedgerAMQP(AMQP):  # type: ignore[misc]
     def _create_task_sender(self) -> Callable[..., Any]:
         send_plain = super()._create_task_sender()
 
-        def send_task_message(producer: Any, name: str, message: Any, **options: Any) -> None:
+        def send_task_message(producer: Batch, name: str, message: Any, **options: Any) -> None:
             ours = {key: options.pop(key) for key in OPTIONS if key in options}
             queue = self._queue_name(options)
             if not ours.get("durable", True) or queue is None:
                 headers = {**(options.pop("headers", None) or {}), HEADER: {"durable": False}}
-                send_plain(_real(producer), name, message, headers=headers, **options)
+                send_plain(producer.real, name, message, headers=headers, **options)
                 return
-            job, announce = self._job(name, message, queue, options, ours)
-            if isinstance(producer, Batch):
-                producer.add(job, announce)
-            else:
-                accept([job])
-                announce()
+            producer.add(*self._job(name, message, queue, options, ours))
 
         return send_task_message
 
@@ -131,14 +132,14 @@ class LedgerAMQP(AMQP):  # type: ignore[misc]
     ) -> tuple[NewJob, Callable[[], None]]:
         headers, properties, body, sent_event = message
         headers.update(options.get("headers") or {})
-        priority = _priority(options.get("priority"))
+        priority = checked_priority(options.get("priority"))
         reply_to = {k: v for k, v in properties.items() if v}
         signals.before_task_publish.send(
             sender=name, body=body, exchange="", routing_key=queue, declare=[], headers=headers,
             properties=reply_to, retry_policy={},
         )  # fmt: skip
         stored = {
-            "headers": headers, "properties": reply_to, "body": _encoded(name, body, options.get("serializer")),
+            "headers": headers, "properties": reply_to, "body": encoded(name, body, options.get("serializer")),
             "content-type": "application/json", "content-encoding": "utf-8",
         }  # fmt: skip
         job = NewJob(
@@ -172,16 +173,13 @@ class LedgerAMQP(AMQP):  # type: ignore[misc]
             pass
 
 
-def _real(producer: Any) -> Any:
-    return producer.real if isinstance(producer, Batch) else producer
-
-
-def _encoded(task: str, body: Sequence[Any], serializer: str | None) -> str:
+def encoded(task: str, body: Sequence[Any], serializer: str | None = None) -> str:
+    """Return a message's body as JSON text. Raises `InvalidJob` that names the task, `MessageTooLarge`."""
     if serializer not in (None, "json"):
         raise InvalidJob(f"{task}: serializer {serializer!r} is not allowed; Holdfast sends JSON only")
     try:
-        _, _, text = dumps(body, "json")
-    except EncodeError as exc:
+        text = _to_json(body)
+    except (TypeError, ValueError, RecursionError) as exc:
         raise InvalidJob(f"{task}: the arguments cannot be written as JSON: {exc}") from exc
     if len(text) > settings().max_message_bytes:
         raise MessageTooLarge(
@@ -189,7 +187,7 @@ def _encoded(task: str, body: Sequence[Any], serializer: str | None) -> str:
             "(HOLDFAST_MAX_MESSAGE_BYTES); store them and pass an id",
             size=len(text),
         )
-    return str(text)
+    return text
 
 
 def _moment(name: str, value: str | None) -> datetime | None:
@@ -201,7 +199,8 @@ def _moment(name: str, value: str | None) -> datetime | None:
         raise InvalidJob(f"{name}: {exc}") from exc
 
 
-def _priority(value: Any) -> int:
+def checked_priority(value: Any) -> int:
+    """Return a priority, 5 when none is given. Raises `InvalidJob`."""
     if value is None:
         return 5
     if isinstance(value, int) and 0 <= value <= 9:

@@ -102,9 +102,14 @@ class LedgerBackend(KeyValueStoreBackend):  # type: ignore[misc]
             if request.chord:
                 with scope(run):
                     self._return_part(conn, request, state, meta["result"])
-            if not settle.finish(conn, task_id, run.guard, outcome):
+            # A task that retried itself and returned all the same goes on; what it wrote stays.
+            if run.successor is not None:
+                held = self._go_on(conn, run, None, "retried by the task")
+            else:
+                held = settle.finish(conn, task_id, run.guard, outcome)
+            if not held:
                 raise ClaimLost(f"job {task_id} is no longer this attempt's; what it did was rolled back")
-        if keep:
+        if keep and run.successor is None:
             self._write_through(task_id, text)
 
     def mark_as_failure(
@@ -128,8 +133,12 @@ class LedgerBackend(KeyValueStoreBackend):  # type: ignore[misc]
             else:
                 self._fail_run(run, exc, traceback, request, call_errbacks, state)
             return
-        if ending is None and request is not None and _is_durable(request):
-            self._end_as_parent(task_id, exc, traceback, request, state)
+        if ending is None and (isinstance(exc, NotRegistered) or _is_durable(request)):
+            # The main process must outlive an outage; the job is found by its node's look for lost ones, or sent again.
+            try:
+                self._end_as_parent(task_id, exc, traceback, request)
+            except LedgerUnavailable as away:
+                logger.warning("the end of a job could not be written", job=task_id, error=str(away))
             return
         super().mark_as_failure(task_id, exc, traceback, request, store_result, call_errbacks, state)
 
@@ -166,11 +175,11 @@ class LedgerBackend(KeyValueStoreBackend):  # type: ignore[misc]
             elif run.replaced:
                 held = settle.await_replacement(conn, job_id, run.guard)
             else:
-                held = settle.finish(conn, job_id, run.guard, self._own_outcome(run))
+                held = settle.finish(conn, job_id, run.guard, self._own_outcome(run, exc))
             if not held:
                 raise ClaimLost(f"job {job_id} is no longer this attempt's")
 
-    def _go_on(self, conn: psycopg.Connection[Any], run: Run, exc: BaseException, error: str) -> bool:
+    def _go_on(self, conn: psycopg.Connection[Any], run: Run, exc: BaseException | None, error: str) -> bool:
         assert run.successor is not None
         most = run.claim.max_attempts
         if isinstance(exc, Retry) and most is not None and run.claim.attempt >= most:
@@ -178,9 +187,10 @@ class LedgerBackend(KeyValueStoreBackend):  # type: ignore[misc]
             return settle.finish(conn, run.claim.job_id, run.guard, used_up)
         return settle.retry(conn, run.guard, run.successor, error=error if isinstance(exc, Retry) else None, traceback=None)
 
-    def _own_outcome(self, run: Run) -> Outcome:
+    def _own_outcome(self, run: Run, exc: BaseException) -> Outcome:
         if run.manual is None:
-            return Outcome(JobState.DISCARDED, error="ignored by the task")
+            why = "raised Retry without self.retry()" if isinstance(exc, Retry) else "ignored by the task"
+            return Outcome(JobState.DISCARDED, error=why)
         status, meta = run.manual
         result = self.encode(meta)
         return Outcome(_STATES[status], result=result, error=_error_line(meta) if status != states.SUCCESS else None)
@@ -195,26 +205,26 @@ class LedgerBackend(KeyValueStoreBackend):  # type: ignore[misc]
 
     # ---- ending a job whose attempt cannot speak
 
-    def _end_as_parent(self, task_id: str, exc: BaseException, traceback: Any, request: Any, state: str) -> None:
-        tag = (request.properties or {}).get("delivery_tag", "")
-        guard = Guard.parent(node.current_id(), tag)
+    def _end_as_parent(self, task_id: str, exc: BaseException, traceback: Any, request: Any) -> None:
         if isinstance(exc, NotRegistered):
             self.end_job(task_id, Guard.waiting(), exc, JobState.DISCARDED, f"unknown task {exc}")
         elif isinstance(exc, WorkerLostError):
-            self.crash(task_id, guard, str(exc))
+            self.crash(task_id, _parent_guard(request), str(exc))
         elif not isinstance(exc, Reject):  # A rejection was settled by the attempt itself.
-            self.end_job(task_id, guard, exc, JobState.FAILED, traceback=traceback)
+            self.end_job(task_id, _parent_guard(request), exc, JobState.FAILED, traceback=traceback)
 
     def mark_as_revoked(
         self, task_id: str, reason: str = "", request: Any = None, store_result: bool = True, state: str = states.REVOKED
     ) -> None:
         """End a job that was revoked: while it waits, or by its worker's parent once its process was terminated."""
-        if request is None or not _is_durable(request) or _ending.get() is not None:
+        if not _is_durable(request) or _ending.get() is not None:
             super().mark_as_revoked(task_id, reason, request, store_result, state)
             return
-        tag = (request.properties or {}).get("delivery_tag", "")
-        guard = Guard.parent(node.current_id(), tag) if reason == "terminated" else Guard.waiting()
-        self.end_job(task_id, guard, TaskRevokedError(reason), JobState.CANCELLED, f"revoked: {reason}")
+        guard = _parent_guard(request) if reason == "terminated" else Guard.waiting()
+        try:
+            self.end_job(task_id, guard, TaskRevokedError(reason), JobState.CANCELLED, f"revoked: {reason}")
+        except LedgerUnavailable as away:
+            logger.warning("the end of a job could not be written", job=task_id, error=str(away))
 
     def crash(self, task_id: str, guard: Guard, cause: str) -> bool:
         """Count a death of the job's worker: queue it again, or discard it when it has caused too many.
@@ -597,8 +607,13 @@ def _plain(value: Any) -> Any:
 
 
 def _is_durable(request: Any) -> bool:
-    delivery = request.get(HEADER) if hasattr(request, "get") else None
+    delivery = getattr(request, HEADER, None)
     return isinstance(delivery, dict) and "r" in delivery
+
+
+def _parent_guard(request: Any) -> Guard:
+    """Return the guard of the process whose child took this delivery."""
+    return Guard.parent(node.current_id(), (request.properties or {}).get("delivery_tag", ""))
 
 
 def _error_line(result: Any) -> str | None:

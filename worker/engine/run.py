@@ -65,25 +65,23 @@ class Run:
             self._session = session()
         return self._session
 
+    def goes_on_with(self, job: NewJob) -> bool:
+        """Take in the job's own next message, of a retry or a replacement; tell whether it is that."""
+        if job.id != self.claim.job_id or self.phase is Phase.OVER:
+            return False
+        self.successor = job
+        return True
+
     def accept(self, jobs: Sequence[NewJob]) -> list[str]:
-        """Take in what the task enqueues: its own next message, its last transaction's rows, or rows of their own at once."""
-        others = [job for job in jobs if job.id != self.claim.job_id]
-        for job in jobs:
-            if job.id == self.claim.job_id:
-                self.successor = job
-        if not others:
-            return [job.id for job in jobs]
+        """Accept what the task enqueues: at once, or, while it settles, with the transaction that ends it."""
         if self.phase is not Phase.SETTLING:
             with scope(None):
-                known = accept(others)
-        else:
-            epochs = {queue: epoch_for(queue) for queue in {job.queue for job in others}}
-            with translated():
-                written = accept_rows(raw(self.session), others, epochs)
-            self._sendables += [sendable for _, sendable in written if sendable]
-            known = [job_id for job_id, _ in written]
-        ids = iter(known)
-        return [job.id if job.id == self.claim.job_id else next(ids) for job in jobs]
+                return accept(jobs)
+        epochs = {queue: epoch_for(queue) for queue in {job.queue for job in jobs}}
+        with translated():
+            written = accept_rows(raw(self.session), jobs, epochs)
+        self._sendables += [sendable for _, sendable in written if sendable]
+        return [job_id for job_id, _ in written]
 
     @contextmanager
     def settling(self, outcome: str) -> Iterator[psycopg.Connection[Any]]:

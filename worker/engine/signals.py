@@ -11,13 +11,16 @@ from typing import Any
 
 import psutil
 from celery import signals
+from celery.exceptions import InvalidTaskError
 from celery.worker import state
 
+from models import JobState
 from worker import faults
 from worker.db import check_schema, statement
 from worker.engine.node import Node
 from worker.errors import HoldfastError, StoreUnavailable
 from worker.ledger import nodes
+from worker.ledger.settle import Guard
 from worker.settings import settings
 from worker.store.client import check_policy
 from worker.telemetry import log
@@ -50,7 +53,19 @@ def _check_and_register(sender: Any = None, **_: Any) -> None:
 
 
 def _running_here() -> set[str]:
-    return {request.id for request in (*state.active_requests, *state.reserved_requests)}
+    return {*state.requests}
+
+
+@signals.task_rejected.connect  # type: ignore[untyped-decorator]
+def _discard_invalid(sender: Any = None, message: Any = None, exc: Any = None, **_: Any) -> None:
+    """End the job of a message that its worker cannot make a request of; it would be sent for ever."""
+    job_id = (message.headers or {}).get("id")
+    if job_id is None:
+        return
+    try:
+        sender.app.backend.end_job(job_id, Guard.waiting(), exc or InvalidTaskError(), JobState.DISCARDED, f"invalid: {exc}")
+    except HoldfastError as away:
+        logger.warning("the end of a job could not be written", job=job_id, error=str(away))
 
 
 @signals.worker_ready.connect  # type: ignore[untyped-decorator]

@@ -59,7 +59,7 @@ RETURNING job_id
 _KEY_HOLDER = "SELECT payload_hash, job_id FROM job_keys WHERE caller = %s AND key = %s"
 
 _COPY = """
-COPY jobs (id, task, queue, priority, state, message, args, kwargs, available_at, max_attempts, caller,
+COPY jobs (id, task, queue, priority, state, message, args, kwargs, available_at, max_attempts, caller, root_id,
            dispatch_epoch, dispatched_at)
 FROM STDIN
 """
@@ -237,7 +237,7 @@ def copy_jobs(jobs: Sequence[NewJob]) -> list[str]:
                     sendables.append(Sendable(job.id, job.queue, job.priority, 0, job.message, epoch))
                 copy.write_row((
                     job.id, job.task, job.queue, job.priority, "queued", encode(job.message).decode(), job.args, job.kwargs,
-                    moment[0], job.max_attempts, job.caller, epoch, moment[0] if epoch else None,
+                    moment[0], job.max_attempts, job.caller, job.root_id, epoch, moment[0] if epoch else None,
                 ))  # fmt: skip
         faults.point(faults.AFTER_INSERT)
     faults.point(faults.AFTER_COMMIT)

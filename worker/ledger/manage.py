@@ -3,27 +3,43 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import psycopg
 
 from models import HISTORY_COLUMNS
-from worker.errors import InvalidJob, JobNotFound
+from worker.clock import parse_moment
+from worker.errors import InvalidJob, JobNotFound, StoreUnavailable
 from worker.settings import settings
-from worker.store import coordination
+from worker.store import coordination, keys
+from worker.telemetry import OUTAGES
 
 _REQUEST_CANCEL = "UPDATE jobs SET cancel_requested = true WHERE id = %s AND state = 'running'"
 
 _LISTED = ("id", "task", "queue", "priority", "state", "args", "kwargs", "attempt", "crashes", "caller", "progress", "error",
            "created_at", "available_at", "started_at")  # fmt: skip
-_LIVING = f"SELECT {', '.join(_LISTED)}, NULL::timestamptz AS finished_at FROM jobs"
-_PAST = f"SELECT {', '.join(_LISTED)}, finished_at FROM job_history"
+#: A job stands in the list at the moment it ended, or was accepted if it has not; the id decides between equal moments. Each
+#: table is read in its own order that way, and the partitions of later days are left out of a later page.
+_LIVING = f"""
+(SELECT {', '.join(_LISTED)}, NULL::timestamptz AS finished_at, created_at AS at FROM jobs
+  WHERE {{where}} AND {{living_page}} ORDER BY created_at DESC, id DESC LIMIT %(limit)s)
+"""
+_PAST = f"""
+(SELECT {', '.join(_LISTED)}, finished_at, finished_at AS at FROM job_history
+  WHERE {{where}} AND {{past_page}} ORDER BY finished_at DESC, id DESC LIMIT %(limit)s)
+"""
+_AFTER = "({column}, id) < (%(at)s::timestamptz, %(after)s COLLATE \"C\")"
 
-_SHOW_LIVING = "SELECT * FROM jobs WHERE id = %s"
-_SHOW_PAST = "SELECT * FROM job_history WHERE id = %s ORDER BY finished_at DESC LIMIT 1"
-_ATTEMPTS = "SELECT attempt, worker_id, started_at, ended_at, outcome, error FROM attempts WHERE job_id = %s ORDER BY attempt"
+_WORKER_NAME = "(SELECT n.name FROM worker_nodes n WHERE n.id = worker_id) AS worker"
+_SHOW_LIVING = f"SELECT *, {_WORKER_NAME} FROM jobs WHERE id = %s"
+_SHOW_PAST = f"SELECT *, {_WORKER_NAME} FROM job_history WHERE id = %s ORDER BY finished_at DESC LIMIT 1"
+_ATTEMPTS = f"""
+SELECT attempt, worker_id, {_WORKER_NAME}, started_at, ended_at, outcome, error, traceback
+  FROM attempts WHERE job_id = %s ORDER BY attempt
+"""
 
 #: A job that waits runs now.
 _HASTEN = """
@@ -64,7 +80,7 @@ _QUEUE_ROWS = 'SELECT name, paused, "window" FROM queues'
 class Filter:
     """Which jobs are meant; a field that is None does not narrow."""
 
-    state: str | None = None
+    states: Sequence[str] | None = None
     task: str | None = None
     queue: str | None = None
     caller: str | None = None
@@ -75,7 +91,7 @@ class Filter:
     def where(self) -> tuple[str, dict[str, Any]]:
         """Return the SQL condition and its parameters."""
         parts = {
-            "state": "state = %(state)s", "task": "task = %(task)s", "queue": "queue = %(queue)s",
+            "states": "state = ANY(%(states)s)", "task": "task = %(task)s", "queue": "queue = %(queue)s",
             "caller": "caller = %(caller)s",
             "since": "created_at >= %(since)s", "until": "created_at < %(until)s",
             "search": "position(%(search)s in id || ' ' || args || ' ' || kwargs) > 0",
@@ -89,24 +105,39 @@ def request_cancel(conn: psycopg.Connection[Any], job_id: str) -> None:
     conn.execute(_REQUEST_CANCEL, (job_id,))
 
 
-def list_jobs(
-    conn: psycopg.Connection[Any], which: Filter, *, limit: int = 50, before: datetime | None = None
-) -> list[dict[str, Any]]:
-    """Return jobs, living and past, newest first; `before` is the `created_at` of the last one seen, for the next page."""
+def list_jobs(conn: psycopg.Connection[Any], which: Filter, *, limit: int = 50, before: str | None = None) -> list[dict[str, Any]]:
+    """Return jobs, living and past, the newest first by when they ended or, living, were accepted.
+
+    Each has a `cursor`; as `before` it asks for what follows that job. Raises `ValueError` for a text that is no cursor.
+    """
     where, values = which.where()
+    living_page = past_page = "true"
     if before is not None:
-        where, values = f"{where} AND created_at < %(before)s", {**values, "before": before}
-    living = f"({_LIVING} WHERE {where} ORDER BY created_at DESC LIMIT %(limit)s)"
-    past = f"({_PAST} WHERE {where} ORDER BY finished_at DESC LIMIT %(limit)s)"
-    sql = f"{living} UNION ALL {past} ORDER BY created_at DESC LIMIT %(limit)s"
-    return _dicts(conn.execute(sql, {**values, "limit": limit}))
+        values = {**values, **_read_cursor(before)}
+        living_page, past_page = (_AFTER.format(column=column) for column in ("created_at", "finished_at"))
+    if which.since is not None:  # Who was accepted since then has not ended before; so that older partitions are not read.
+        past_page += " AND finished_at >= %(since)s"
+    parts = [part.format(where=where, living_page=living_page, past_page=past_page) for part in (_LIVING, _PAST)]
+    sql = f"{' UNION ALL '.join(parts)} ORDER BY at DESC, id DESC LIMIT %(limit)s"
+    rows = _dicts(conn.execute(sql, {**values, "limit": limit}))  # type: ignore[arg-type]
+    return [{**row, "cursor": f"{row.pop('at').astimezone(UTC).isoformat()}~{row['id']}"} for row in rows]
+
+
+def _read_cursor(text: str) -> dict[str, Any]:
+    moment, sep, job_id = text.partition("~")
+    try:
+        if sep and job_id:
+            return {"at": parse_moment(moment), "after": job_id}
+    except ValueError:
+        pass
+    raise ValueError(f"{text!r} is not a cursor; take the `cursor` of a listed job")
 
 
 def select_ids(conn: psycopg.Connection[Any], which: Filter, *, living: bool, limit: int = 100_000) -> list[str]:
     """Return the ids of the living or of the past jobs that are meant."""
     where, values = which.where()
     table = "jobs" if living else "job_history"
-    sql = f"SELECT id FROM {table} WHERE {where} ORDER BY created_at LIMIT %(limit)s"
+    sql = f"SELECT id FROM {table} WHERE {where} ORDER BY created_at, id LIMIT %(limit)s"
     return [row[0] for row in conn.execute(sql, {**values, "limit": limit}).fetchall()]
 
 
@@ -148,17 +179,34 @@ def set_paused(conn: psycopg.Connection[Any], queue: str, paused: bool) -> None:
 
 
 def list_queues(conn: psycopg.Connection[Any]) -> list[dict[str, Any]]:
-    """Return each configured, used or paused queue with its counts, window and length in Redis (None when Redis is away)."""
+    """Return each configured, used or paused queue with its counts, window and messages `in_redis` (None when Redis is away)."""
     counts = {row["queue"]: row for row in _dicts(conn.execute(_QUEUE_COUNTS))}
     kept = {row["name"]: row for row in _dicts(conn.execute(_QUEUE_ROWS))}
     empty = {"scheduled": 0, "backlog": 0, "sent": 0, "running": 0, "oldest": None}
+    names = sorted({*settings().queues, *counts, *kept})
+    lengths = _lengths(names)
     return [
         {
-            "queue": name, **{k: counts.get(name, empty)[k] for k in empty},
+            "queue": name, **{k: counts.get(name, empty)[k] for k in empty}, "in_redis": lengths.get(name),
             "paused": kept.get(name, {}).get("paused", False), "window": kept.get(name, {}).get("window") or settings().window,
         }
-        for name in sorted({*settings().queues, *counts, *kept})
+        for name in names
     ]  # fmt: skip
+
+
+def _lengths(queues: list[str]) -> dict[str, int]:
+    try:
+        with coordination().use() as client:
+            pipe = client.pipeline(transaction=False)
+            for name in queues:
+                for key in keys.queue_lists(name):
+                    pipe.llen(key)
+            lengths = pipe.execute()
+    except StoreUnavailable:
+        OUTAGES.labels("queue list", "without lengths").inc()
+        return {}
+    step = len(keys.PRIORITY_STEPS)
+    return {name: sum(lengths[at * step : (at + 1) * step]) for at, name in enumerate(queues)}
 
 
 def list_workers(conn: psycopg.Connection[Any]) -> list[dict[str, Any]]:
