@@ -50,6 +50,6 @@ def configure(app: Holdfast) -> None:
     )  # fmt: skip
 
 
-app = Holdfast("holdfast", include=[*read_settings().include])
+app = Holdfast("holdfast", include=["worker.tasks.http", "worker.tasks.maintenance", *read_settings().include])
 app.on_configure.connect(lambda **_: configure(app), weak=False)
 _ = _signals

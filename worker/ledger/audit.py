@@ -17,7 +17,8 @@ _CHORD_S = 3600.0
 _STATES = "SELECT state, count(*) FROM jobs GROUP BY state"
 
 _OLDEST_SENT = """
-SELECT extract(epoch FROM clock_timestamp() - min(dispatched_at))::float8 FROM jobs WHERE dispatch_epoch IS NOT NULL AND state = 'queued'
+SELECT extract(epoch FROM clock_timestamp() - min(dispatched_at))::float8 FROM jobs
+ WHERE dispatch_epoch IS NOT NULL AND state = 'queued'
 """
 
 #: Jobs of workers that left, fell silent or were forgotten so long ago that a relay must have seen it.
@@ -62,7 +63,8 @@ SELECT DISTINCT j.queue FROM jobs j LEFT JOIN queues q ON q.name = j.queue
 _STUCK = """
 WITH open AS MATERIALIZED (
   SELECT group_id FROM chords
-   WHERE done_at IS NULL AND (size IS NOT NULL OR body IS NOT NULL) AND created_at < clock_timestamp() - %(after_s)s * interval '1 second'
+   WHERE done_at IS NULL AND (size IS NOT NULL OR body IS NOT NULL)
+     AND created_at < clock_timestamp() - %(after_s)s * interval '1 second'
    ORDER BY created_at LIMIT %(named)s)
 SELECT group_id FROM open
  WHERE NOT EXISTS (SELECT FROM jobs j WHERE j.group_id = open.group_id OR position(open.group_id in j.message::text) > 0)

@@ -31,7 +31,17 @@ _PAST = f"""
 (SELECT {', '.join(_LISTED)}, finished_at, finished_at AS at FROM job_history
   WHERE {{where}} AND {{past_page}} ORDER BY finished_at DESC, id DESC LIMIT %(limit)s)
 """
-_AFTER = "({column}, id) < (%(at)s::timestamptz, %(after)s COLLATE \"C\")"
+#: The first half says what the second implies; partitions are left out by it.
+_AFTER = "{column} <= %(at)s::timestamptz AND ({column}, id) < (%(at)s::timestamptz, %(after)s)"
+
+_SELECT_LIVING = "SELECT id FROM jobs WHERE {where} ORDER BY created_at, id LIMIT %(limit)s"
+#: Only what became of a job last counts: one that failed, was replayed and succeeded has not failed.
+_SELECT_PAST = """
+SELECT id FROM job_history h WHERE {where}
+   AND NOT EXISTS (SELECT FROM jobs j WHERE j.id = h.id)
+   AND NOT EXISTS (SELECT FROM job_history later WHERE later.id = h.id AND later.finished_at > h.finished_at)
+ ORDER BY created_at, id LIMIT %(limit)s
+"""
 
 _WORKER_NAME = "(SELECT n.name FROM worker_nodes n WHERE n.id = worker_id) AS worker"
 _SHOW_LIVING = f"SELECT *, {_WORKER_NAME} FROM jobs WHERE id = %s"
@@ -105,7 +115,9 @@ def request_cancel(conn: psycopg.Connection[Any], job_id: str) -> None:
     conn.execute(_REQUEST_CANCEL, (job_id,))
 
 
-def list_jobs(conn: psycopg.Connection[Any], which: Filter, *, limit: int = 50, before: str | None = None) -> list[dict[str, Any]]:
+def list_jobs(
+    conn: psycopg.Connection[Any], which: Filter, *, limit: int = 50, before: str | None = None
+) -> list[dict[str, Any]]:
     """Return jobs, living and past, the newest first by when they ended or, living, were accepted.
 
     Each has a `cursor`; as `before` it asks for what follows that job. Raises `ValueError` for a text that is no cursor.
@@ -119,7 +131,7 @@ def list_jobs(conn: psycopg.Connection[Any], which: Filter, *, limit: int = 50, 
         past_page += " AND finished_at >= %(since)s"
     parts = [part.format(where=where, living_page=living_page, past_page=past_page) for part in (_LIVING, _PAST)]
     sql = f"{' UNION ALL '.join(parts)} ORDER BY at DESC, id DESC LIMIT %(limit)s"
-    rows = _dicts(conn.execute(sql, {**values, "limit": limit}))  # type: ignore[arg-type]
+    rows = _dicts(conn.execute(sql, {**values, "limit": limit}))
     return [{**row, "cursor": f"{row.pop('at').astimezone(UTC).isoformat()}~{row['id']}"} for row in rows]
 
 
@@ -136,8 +148,7 @@ def _read_cursor(text: str) -> dict[str, Any]:
 def select_ids(conn: psycopg.Connection[Any], which: Filter, *, living: bool, limit: int = 100_000) -> list[str]:
     """Return the ids of the living or of the past jobs that are meant."""
     where, values = which.where()
-    table = "jobs" if living else "job_history"
-    sql = f"SELECT id FROM {table} WHERE {where} ORDER BY created_at, id LIMIT %(limit)s"
+    sql = (_SELECT_LIVING if living else _SELECT_PAST).format(where=where)
     return [row[0] for row in conn.execute(sql, {**values, "limit": limit}).fetchall()]
 
 

@@ -64,6 +64,7 @@ class Keeper:
             if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(target=self._run, name="holdfast-leases", daemon=True)
                 self._thread.start()
+        self._wake.set()
 
     def remove(self, lease: Lease) -> None:
         """Stop renewing this lease."""
@@ -73,8 +74,9 @@ class Keeper:
     def _run(self) -> None:
         while True:
             with self._lock:
-                due = min((at for _, at in self._held.values()), default=time.monotonic() + 1)
-            self._wake.wait(max(0.05, min(1.0, due - time.monotonic())))
+                due = min((at for _, at in self._held.values()), default=time.monotonic() + 60)
+            if self._wake.wait(max(0.01, due - time.monotonic())):
+                self._wake.clear()
             self._renew_due()
 
     def _renew_due(self) -> None:
