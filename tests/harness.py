@@ -72,6 +72,7 @@ def drop_database(server_url: str, name: str) -> None:
 def forget() -> None:
     """Make this process read its settings anew and connect anew: closes and drops what it has cached."""
     from worker import db
+    from worker.ledger import publish
     from worker.settings import settings
     from worker.store import client
 
@@ -83,6 +84,8 @@ def forget() -> None:
         if role.cache_info().currsize:
             role().client.close()
         role.cache_clear()
+    publish._seen_epoch = ("", 0.0)
+    publish._full_until.clear()
     settings.cache_clear()
 
 

@@ -17,7 +17,7 @@ from worker.engine.application import Holdfast
 from worker.errors import LedgerUnavailable, StoreUnavailable
 from worker.ledger import accept, adopt, dispatch, nodes
 from worker.ledger.message import NewJob, sent_ms
-from worker.ledger.publish import current_epoch, publish
+from worker.ledger.publish import current_epoch, publish, room
 from worker.ledger.settle import Guard
 from worker.settings import settings
 from worker.store import coordination, keys
@@ -27,6 +27,8 @@ logger = log(__name__)
 
 #: Seconds between two looks for what a quick round does not see.
 _EXPIRE_S = 1.0
+#: Seconds until a part is tried again that Redis, away or full, did not let do its work.
+_REDIS_AWAY_S = 1.0
 
 
 class Relay:
@@ -64,6 +66,8 @@ class Relay:
             try:
                 part()
             except StoreUnavailable as exc:
+                # A Redis that is full answers at once: without a pause the same jobs would be marked and unmarked all the time.
+                self._next[index] = now + max(period, _REDIS_AWAY_S)
                 OUTAGES.labels("relay", "waits for redis").inc()
                 logger.debug("Redis is away", error=str(exc))
             except LedgerUnavailable as exc:
@@ -104,7 +108,8 @@ class Relay:
                 jobs = dispatch.take_due(conn, queue, min(room, 500), epoch)
             if not jobs:
                 return
-            publish(jobs)
+            if not publish(jobs):
+                raise StoreUnavailable("Redis did not take what is due")
             self._count("sent", len(jobs))
             room -= len(jobs)
 
@@ -177,12 +182,3 @@ class Relay:
         routed = self.app.amqp.router.route({}, task)
         queue = routed.get("queue")
         return str(queue.name) if queue is not None else self.app.conf.task_default_queue
-
-
-def _lengths(queue: str) -> list[int]:
-    with coordination().use() as client:
-        pipe = client.pipeline(transaction=False)
-        for key in keys.queue_lists(queue):
-            pipe.llen(key)
-        return list(pipe.execute())
-

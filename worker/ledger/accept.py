@@ -15,9 +15,9 @@ from sqlalchemy.orm import Session
 
 from worker import faults
 from worker.db import raw, repeatable, statement, translated
-from worker.errors import IdempotencyConflict, InvalidJob
+from worker.errors import IdempotencyConflict, InvalidJob, StoreUnavailable
 from worker.ledger.message import NewJob, decode, encode
-from worker.ledger.publish import Sendable, epoch_for, publish
+from worker.ledger.publish import Sendable, epoch_for, publish, room
 from worker.settings import settings
 
 #: An accept that finds the id taken by a living job that waits for its replacement fills that row instead.
@@ -225,16 +225,16 @@ def copy_jobs(jobs: Sequence[NewJob]) -> list[str]:
     where = _scope.get()
     if where is not None:
         return where.accept(jobs)
-    room = {queue: settings().window for queue in epochs}
+    left = {queue: _room(queue) if epoch else 0 for queue, epoch in epochs.items()}
     sendables: list[Sendable] = []
     with statement() as conn, conn.transaction():
         moment = conn.execute("SELECT clock_timestamp()::text").fetchone()
         assert moment is not None
         with conn.cursor().copy(_COPY) as copy:
             for job in jobs:
-                epoch = epochs[job.queue] if room[job.queue] > 0 else None
+                epoch = epochs[job.queue] if left[job.queue] > 0 else None
                 if epoch:
-                    room[job.queue] -= 1
+                    left[job.queue] -= 1
                     sendables.append(Sendable(job.id, job.queue, job.priority, 0, job.message, epoch))
                 copy.write_row((
                     job.id, job.task, job.queue, job.priority, "queued", encode(job.message).decode(), job.args, job.kwargs,
@@ -244,6 +244,13 @@ def copy_jobs(jobs: Sequence[NewJob]) -> list[str]:
     faults.point(faults.AFTER_COMMIT)
     publish(sendables)
     return [job.id for job in jobs]
+
+
+def _room(queue: str) -> int:
+    try:
+        return room(queue, settings().window)
+    except StoreUnavailable:
+        return 0
 
 
 class SessionScope:

@@ -73,16 +73,24 @@ def epoch_for(queue: str) -> str | None:
         return None
 
 
-def publish(jobs: Sequence[Sendable]) -> None:
-    """Send committed jobs. Never raises for Redis: what could not be sent is due again, and the relay sends it.
+def room(queue: str, window: int) -> int:
+    """Return how many more jobs fit the queue's window in Redis. Raises `StoreUnavailable`."""
+    with coordination().use() as client:
+        pipe = client.pipeline(transaction=False)
+        for key in keys.queue_lists(queue):
+            pipe.llen(key)
+        return max(0, window - sum(pipe.execute()))
+
+
+def publish(jobs: Sequence[Sendable]) -> bool:
+    """Send committed jobs; tell whether Redis took them all. Never raises for it: what it did not take is due again.
 
     Publishing by hand, a queue's messages in one LPUSH, carries ten times what kombu's `Producer.batch` does.
     """
-    for start in range(0, len(jobs), _BATCH):
-        _publish_batch(jobs[start : start + _BATCH])
+    return all([_publish_batch(jobs[start : start + _BATCH]) for start in range(0, len(jobs), _BATCH)])
 
 
-def _publish_batch(jobs: Sequence[Sendable]) -> None:
+def _publish_batch(jobs: Sequence[Sendable]) -> bool:
     lists: dict[tuple[str, str], list[bytes]] = defaultdict(list)
     for job in jobs:
         lists[job.queue, keys.queue(job.queue, job.priority)].append(wire(job.message, job.queue, job.priority, job.revision))
@@ -96,9 +104,10 @@ def _publish_batch(jobs: Sequence[Sendable]) -> None:
     except StoreUnavailable:
         OUTAGES.labels("publish", "left to the relay").inc()
         _take_back([job.id for job in jobs])
-        return
+        return False
     faults.point(faults.AFTER_PUBLISH)
     _note(lists, lengths, epoch, jobs)
+    return True
 
 
 def _note(lists: dict[tuple[str, str], list[bytes]], lengths: list[int], epoch: bytes | None, jobs: Sequence[Sendable]) -> None:
