@@ -102,16 +102,16 @@ class Relay:
         self._epoch = epoch
 
     def _fill(self, queue: str, window: int, epoch: str) -> None:
-        room = window - sum(_lengths(queue))
-        while room > 0 and not self.stopping.is_set():
+        left = room(queue, window)
+        while left > 0 and not self.stopping.is_set():
             with statement() as conn:
-                jobs = dispatch.take_due(conn, queue, min(room, 500), epoch)
+                jobs = dispatch.take_due(conn, queue, min(left, 500), epoch)
             if not jobs:
                 return
             if not publish(jobs):
                 raise StoreUnavailable("Redis did not take what is due")
             self._count("sent", len(jobs))
-            room -= len(jobs)
+            left -= len(jobs)
 
     # ---- what got lost
 

@@ -185,7 +185,7 @@ def _known_by_key(conn: psycopg.Connection[Any], job: NewJob) -> str | None:
 
 
 def payload_hash(job: NewJob) -> bytes:
-    """Return the digest by which a repeated request is known: task and arguments, not the moment, the id or what it is linked to."""
+    """Return the digest by which a repeated request is known: task and arguments, not the moment, the id or its links."""
     args, kwargs, _ = decode(job.message["body"])
     return hashlib.sha256(msgspec.json.encode([job.task, args, kwargs], order="sorted")).digest()
 

@@ -79,7 +79,8 @@ def room(queue: str, window: int) -> int:
         pipe = client.pipeline(transaction=False)
         for key in keys.queue_lists(queue):
             pipe.llen(key)
-        return max(0, window - sum(pipe.execute()))
+        lengths: list[int] = pipe.execute()
+    return max(0, window - sum(lengths))
 
 
 def publish(jobs: Sequence[Sendable]) -> bool:
@@ -87,7 +88,8 @@ def publish(jobs: Sequence[Sendable]) -> bool:
 
     Publishing by hand, a queue's messages in one LPUSH, carries ten times what kombu's `Producer.batch` does.
     """
-    return all([_publish_batch(jobs[start : start + _BATCH]) for start in range(0, len(jobs), _BATCH)])
+    taken = [_publish_batch(jobs[start : start + _BATCH]) for start in range(0, len(jobs), _BATCH)]
+    return all(taken)
 
 
 def _publish_batch(jobs: Sequence[Sendable]) -> bool:
