@@ -8,8 +8,9 @@ from kombu.entity import Queue
 from worker.engine import signals as _signals
 from worker.engine.application import Holdfast
 from worker.engine.bulk import enqueue_many
+from worker.engine.steps import PoolWatch
 from worker.ledger import enqueue_in
-from worker.settings import read_settings, settings
+from worker.settings import read_settings
 
 __all__ = ["app", "enqueue_in", "enqueue_many"]
 
@@ -21,10 +22,12 @@ BEAT_SCHEDULE = {
 
 
 def configure(app: Holdfast) -> None:
-    """Apply the base configuration; read when the application is first used, not when it is imported."""
-    conf = settings()
+    """Apply the base configuration; read when the application is first used, not when it is imported.
+
+    Nothing here needs the servers to be known: looking at a task, as pytest does with what it collects, is a use already.
+    """
+    conf = read_settings()
     app.conf.update(
-        broker_url=conf.redis_url,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
         # No copies of unacknowledged messages in Redis: the row is the record.
@@ -52,4 +55,5 @@ def configure(app: Holdfast) -> None:
 
 app = Holdfast("holdfast", include=["worker.tasks.http", "worker.tasks.maintenance", *read_settings().include])
 app.on_configure.connect(lambda **_: configure(app), weak=False)
+app.steps["worker"].add(PoolWatch)
 _ = _signals
