@@ -69,6 +69,32 @@ def drop_database(server_url: str, name: str) -> None:
         conn.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
 
 
+#: What a database is made of, but for its rows.
+_SHAPE = """
+SELECT md5(string_agg(format('%s %s %s', attrelid::regclass, attname, atttypid), ' ' ORDER BY attrelid::regclass::text, attnum)),
+       (SELECT count(*) FROM pg_trigger), (SELECT count(*) FROM pg_proc), (SELECT count(*) FROM pg_constraint)
+  FROM pg_attribute JOIN pg_class c ON c.oid = attrelid WHERE c.relnamespace = 'public'::regnamespace
+"""
+_TABLES = """
+SELECT string_agg(format('DELETE FROM %I', relname), '; ') FROM pg_class
+ WHERE relkind IN ('r', 'p') AND NOT relispartition AND relnamespace = 'public'::regnamespace AND relname <> 'alembic_version'
+"""
+_OTHERS = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+
+
+def sweep_database(url: str, template_url: str) -> bool:
+    """Make a database as good as new by deleting its rows; tell whether that does, or more than rows is unlike its template."""
+    with psycopg.connect(template_url) as conn:
+        wanted = conn.execute(_SHAPE).fetchone()
+    with psycopg.connect(url, autocommit=True) as conn:
+        conn.execute(_OTHERS)
+        if conn.execute(_SHAPE).fetchone() != wanted:
+            return False
+        (deletes,) = conn.execute(_TABLES).fetchone() or ("",)
+        conn.execute(deletes)
+    return True
+
+
 def forget() -> None:
     """Make this process read its settings anew and connect anew: closes and drops what it has cached."""
     from worker import db

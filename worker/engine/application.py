@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 from celery import Celery
@@ -10,6 +11,7 @@ from celery.exceptions import QueueNotFound
 from worker.clock import uuid7
 from worker.engine.amqp import Batch
 from worker.errors import InvalidJob, UnknownQueue
+from worker.settings import settings
 
 
 class Holdfast(Celery):  # type: ignore[misc]
@@ -20,9 +22,18 @@ class Holdfast(Celery):  # type: ignore[misc]
     backend_cls = "worker.engine.backend:LedgerBackend"
     control_cls = "worker.engine.control:LedgerControl"
 
+    def connection_for_read(self, url: str | None = None, **options: Any) -> Any:
+        """Return a connection to the coordination Redis, wherever that is by now; the configuration does not hold its URL."""
+        return super().connection_for_read(url or settings().redis_url, **options)
+
+    def connection_for_write(self, url: str | None = None, **options: Any) -> Any:
+        """Return a connection to the coordination Redis, as `connection_for_read`."""
+        return super().connection_for_write(url or settings().redis_url, **options)
+
     def producer_or_acquire(self, producer: Any = None) -> Any:
         """Return the producer given, or a batch that is accepted in one transaction when the caller lets go of it."""
-        return producer if isinstance(producer, Batch) else Batch(lambda: self.producer_pool, producer)
+        # Celery enters what it passes on once more, for each task of a group: a batch ends where it began.
+        return nullcontext(producer) if isinstance(producer, Batch) else Batch(lambda: self.producer_pool, producer)
 
     def send_task(self, name: str, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
         """Send a task by name, as Celery does, and return a result with the id under which the job is known.

@@ -26,7 +26,7 @@ from worker.engine import node
 from worker.engine.run import Phase, Run, current, leave, returns
 from worker.errors import ClaimLost, InvalidJob, LedgerUnavailable, StoreUnavailable
 from worker.ledger import chords, results, settle
-from worker.ledger.accept import accept_rows, scope
+from worker.ledger.accept import Scope, SessionScope, accept_rows, current_scope, scope
 from worker.ledger.message import HEADER, NewJob
 from worker.ledger.publish import Sendable, epoch_for, publish
 from worker.ledger.settle import Guard, Outcome
@@ -293,10 +293,10 @@ class LedgerBackend(KeyValueStoreBackend):  # type: ignore[misc]
         ending.told.append((ending.job_id, self.encode(meta)))
 
     @contextmanager
-    def _within(self, ending: _Ending, run: Run | None) -> Iterator[None]:
+    def _within(self, ending: _Ending, where: Scope | None) -> Iterator[None]:
         token = _ending.set(ending)
         try:
-            with scope(run or ending):
+            with scope(where or ending):
                 yield
         finally:
             _ending.reset(token)
@@ -507,11 +507,15 @@ class LedgerBackend(KeyValueStoreBackend):  # type: ignore[misc]
 
     def _in_scope(self, work: Any) -> None:
         """Do it in the transaction that jobs are accepted into here, or in one of its own."""
-        ending, run = _ending.get(), current()
+        ending, run, where = _ending.get(), current(), current_scope()
         if ending is not None:
             work(ending.conn)
         elif run is not None and run.phase is Phase.SETTLING:
             work(run.connection())
+        elif isinstance(where, SessionScope):
+            conn = where.connection()
+            with self._within(_Ending(conn, "", Guard.waiting()), where):
+                work(conn)
         else:
             self._alone(work)
 

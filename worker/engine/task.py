@@ -68,14 +68,15 @@ class Task(CeleryTask):  # type: ignore[misc]
         return run is not None and options.get("task_id") == run.claim.job_id
 
     def _unique_key(self, args: Sequence[Any], kwargs: dict[str, Any]) -> str:
-        if callable(self.unique_on):
-            return f"{self.name}:{self.unique_on(*args, **kwargs)}"
+        unique_on = type(self).unique_on  # read from the class: a function would be bound to the task
+        if callable(unique_on):
+            return f"{self.name}:{unique_on(*args, **kwargs)}"
         try:
             bound = inspect.signature(self.run).bind(*args, **kwargs)
         except TypeError as exc:
             raise InvalidJob(f"{self.name}: {exc}") from exc
         bound.apply_defaults()
-        named = bound.arguments if self.unique_on is None else {name: bound.arguments.get(name) for name in self.unique_on}
+        named = bound.arguments if unique_on is None else {name: bound.arguments.get(name) for name in unique_on}
         return f"{self.name}:{json.dumps(named, sort_keys=True, default=str)}"
 
     # ---- running

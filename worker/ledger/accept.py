@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -11,12 +12,12 @@ from typing import Any, Protocol
 import msgspec
 import psycopg
 from sqlalchemy import event
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, SessionTransaction
 
 from worker import faults
 from worker.db import raw, repeatable, statement, translated
 from worker.errors import IdempotencyConflict, InvalidJob, StoreUnavailable
-from worker.ledger.message import NewJob, decode, encode
+from worker.ledger.message import NewJob, encode
 from worker.ledger.publish import Sendable, epoch_for, publish, room
 from worker.settings import settings
 
@@ -47,6 +48,8 @@ RETURNING revision
 
 _FORGET_UNIQUE = "UPDATE jobs SET unique_key = NULL WHERE unique_key = %s AND unique_until < clock_timestamp()"
 _UNIQUE_HOLDER = "SELECT id FROM jobs WHERE unique_key = %s"
+#: Times an insert is tried while the job that holds the unique key ends under it each time.
+_UNIQUE_TRIES = 10
 
 _TAKE_KEY = """
 INSERT INTO job_keys AS k (caller, key, payload_hash, job_id, expires_at)
@@ -58,6 +61,7 @@ ON CONFLICT (caller, key) DO UPDATE
 RETURNING job_id
 """
 _KEY_HOLDER = "SELECT payload_hash, job_id FROM job_keys WHERE caller = %s AND key = %s"
+_GIVE_KEY = "UPDATE job_keys SET job_id = %s WHERE caller = %s AND key = %s"
 
 _COPY = """
 COPY jobs (id, task, queue, priority, state, message, args, kwargs, available_at, max_attempts, caller, root_id,
@@ -84,6 +88,11 @@ def scope(where: Scope | None) -> Iterator[None]:
         yield
     finally:
         _scope.reset(token)
+
+
+def current_scope() -> Scope | None:
+    """Return where this thread's jobs are accepted; None for transactions of their own."""
+    return _scope.get()
 
 
 def enter_scope(where: Scope | None) -> None:
@@ -155,15 +164,27 @@ def _accept_row(conn: psycopg.Connection[Any], job: NewJob, epoch: str | None) -
         return known, None
     if job.unique_key is None:
         return job.id, _insert(conn, job, epoch)
+    holder, sendable = _insert_unique(conn, job, epoch)
+    if holder != job.id and job.idempotency_key is not None:
+        conn.execute(_GIVE_KEY, (holder, job.caller or "", job.idempotency_key))
+    return holder, sendable
+
+
+def _insert_unique(conn: psycopg.Connection[Any], job: NewJob, epoch: str | None) -> tuple[str, Sendable | None]:
+    """Write the row unless another active job has its unique key; return the id of whichever it is, and what to publish."""
     conn.execute(_FORGET_UNIQUE, (job.unique_key,))
-    while True:
+    for tries_left in reversed(range(_UNIQUE_TRIES)):
         try:
             with conn.transaction():
                 return job.id, _insert(conn, job, epoch)
         except psycopg.errors.UniqueViolation:
             holder = conn.execute(_UNIQUE_HOLDER, (job.unique_key,)).fetchone()
-            if holder:  # None: it ended in this very moment, so the key is free.
+            if holder:
                 return str(holder[0]), None
+            # It ended in this very moment, so the key is free; or the caller's snapshot is too old to show it.
+            if not tries_left:
+                raise
+    raise AssertionError("the last try returns or raises")
 
 
 def _known_by_key(conn: psycopg.Connection[Any], job: NewJob) -> str | None:
@@ -186,7 +207,7 @@ def _known_by_key(conn: psycopg.Connection[Any], job: NewJob) -> str | None:
 
 def payload_hash(job: NewJob) -> bytes:
     """Return the digest by which a repeated request is known: task and arguments, not the moment, the id or its links."""
-    args, kwargs, _ = decode(job.message["body"])
+    args, kwargs, _ = json.loads(job.message["body"])  # msgspec would refuse the NaN that Celery's JSON may hold
     return hashlib.sha256(msgspec.json.encode([job.task, args, kwargs], order="sorted")).digest()
 
 
@@ -254,7 +275,10 @@ def _room(queue: str) -> int:
 
 
 class SessionScope:
-    """Accepts into a SQLAlchemy session's transaction and publishes once that has committed."""
+    """Accepts into a SQLAlchemy session's transaction and publishes once that has committed.
+
+    A job belongs to the savepoint it was accepted in: it goes when that is rolled back, and waits for the commit of the whole.
+    """
 
     _PENDING = "holdfast_pending"
 
@@ -263,26 +287,42 @@ class SessionScope:
         if self._PENDING not in session.info:
             session.info[self._PENDING] = []
             event.listen(session, "after_commit", self._publish)
-            event.listen(session, "after_rollback", self._forget)
+            event.listen(session, "after_soft_rollback", self._forget)
+
+    def connection(self) -> psycopg.Connection[Any]:
+        """Return the connection of the session's transaction."""
+        with translated():
+            return raw(self.session)
 
     def accept(self, jobs: Sequence[NewJob]) -> list[str]:
         """Write the rows in the session's transaction."""
         epochs = {queue: epoch_for(queue) for queue in {job.queue for job in jobs}}
         with translated():
             written = accept_rows(raw(self.session), jobs, epochs)
-        self.session.info[self._PENDING] += [sendable for _, sendable in written if sendable]
+        owner = self.session.get_nested_transaction() or self.session.get_transaction()
+        self.session.info[self._PENDING] += [(owner, sendable) for _, sendable in written if sendable]
         return [job_id for job_id, _ in written]
 
     @classmethod
     def _publish(cls, session: Session) -> None:
+        if session.in_nested_transaction():
+            return
         pending, session.info[cls._PENDING] = session.info[cls._PENDING], []
-        if pending:
+        # Nobody tells of a session that is closed instead of rolled back: what that left is not of this transaction.
+        jobs = [job for owner, job in pending if _is_within(owner, session.get_transaction())]
+        if jobs:
             faults.point(faults.AFTER_COMMIT)
-            publish(pending)
+            publish(jobs)
 
     @classmethod
-    def _forget(cls, session: Session) -> None:
-        session.info[cls._PENDING] = []
+    def _forget(cls, session: Session, rolled_back: SessionTransaction) -> None:
+        session.info[cls._PENDING] = [it for it in session.info[cls._PENDING] if not _is_within(it[0], rolled_back)]
+
+
+def _is_within(inner: SessionTransaction | None, outer: SessionTransaction | None) -> bool:
+    while inner is not None and inner is not outer:
+        inner = inner.parent
+    return inner is not None
 
 
 @contextmanager

@@ -1,0 +1,174 @@
+"""What the demo runs on: servers and programs of its own in a folder of its own, gone when it ends."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import httpx
+import psutil
+
+from worker.cli.demo import record
+from worker.cli.demo.plan import WORKERS
+from worker.cli.supervisor import _die_with
+from worker.db import statement, upgrade
+from worker.embedded import Stack, ensure
+from worker.errors import HoldfastError
+from worker.ledger import history
+from worker.settings import settings
+
+#: What the demo sets to less than usual, so that nobody has to wait for it to notice a death.
+SHORTENED = {"node_beat_s": 1.0, "node_dead_s": 4.0, "audit_after_s": 2.0}
+#: Seconds in which the programs must be up; importing Celery five times over takes most of it.
+_READY_S = 90.0
+
+
+class System:
+    """Servers and programs, for as long as it is entered: Postgres, two Redis servers, and all that `holdfast up` runs.
+
+    **Guarantee:** nothing is left when it is left, also by an exception, but for the folder when `keep` is set.
+    """
+
+    stack: Stack
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="holdfast-demo-"))
+        self.keep = False
+        self._up: subprocess.Popen[bytes] | None = None
+        self._port = _free_port()
+
+    @property
+    def flower_url(self) -> str:
+        return f"http://127.0.0.1:{self._port}"
+
+    def __enter__(self) -> Self:
+        try:
+            self.stack = ensure(self.folder)
+            os.environ.update(self._environment())
+            settings.cache_clear()
+            upgrade()
+            with statement() as conn:
+                history.keep_up(conn)
+                record.create(conn)
+            self._start()
+        except BaseException:
+            self._close()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None) -> None:
+        self._close()
+
+    def _environment(self) -> Mapping[str, str]:
+        return {
+            "DATABASE_URL": self.stack.postgres.url, "REDIS_URL": self.stack.redis.url, "CACHE_URL": self.stack.cache.url,
+            "HOLDFAST_HOME": str(self.folder), "HOLDFAST_INCLUDE": "worker.cli.demo.tasks",
+            "HOLDFAST_HTTP_ALLOW_PRIVATE": "true",  # the counting server is on loopback
+            **{f"HOLDFAST_{name.upper()}": str(value) for name, value in SHORTENED.items()},
+        }  # fmt: skip
+
+    def _start(self) -> None:
+        command = ["up", "--processes", str(WORKERS), "--port", str(self._port), "--loglevel", "WARNING"]
+        with self.log.open("wb") as log:
+            self._up = subprocess.Popen(
+                [sys.executable, "-m", "worker.cli", *command], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                start_new_session=True, preexec_fn=_die_with(os.getpid()),
+            )  # fmt: skip
+
+    @property
+    def log(self) -> Path:
+        """What the programs print."""
+        return self.folder / "up.log"
+
+    def await_ready(self) -> None:
+        """Wait until the workers have registered and Flower answers. Raises `HoldfastError`."""
+        deadline = time.monotonic() + _READY_S
+        while not self._is_ready():
+            assert self._up is not None
+            if self._up.poll() is not None or time.monotonic() > deadline:
+                raise HoldfastError(f"the programs did not start; the end of their log:\n{self._tail()}")
+            time.sleep(0.1)
+
+    def _is_ready(self) -> bool:
+        with statement() as conn:
+            if record.workers(conn) < WORKERS:
+                return False
+        try:
+            return httpx.get(f"{self.flower_url}/healthcheck", timeout=2.0, trust_env=False).is_success
+        except httpx.TransportError:
+            return False
+
+    def _tail(self) -> str:
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-20:])
+
+    def _close(self) -> None:
+        if self._up is not None:
+            # Not asked to stop: what it still does is of no use to anybody, and the folder goes.
+            _kill_tree(self._up)
+        if hasattr(self, "stack"):
+            self.stack.close(wait=True)
+        if not self.keep:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _kill_tree(popen: subprocess.Popen[bytes]) -> None:
+    """Kill a program and all it has started; it is stopped first, so that it starts nothing meanwhile."""
+    try:
+        process = psutil.Process(popen.pid)
+        process.suspend()
+        for child in process.children(recursive=True):
+            child.kill()
+    except psutil.NoSuchProcess:
+        pass
+    popen.kill()
+    popen.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+@contextmanager
+def apart() -> Iterator[None]:
+    """Keep the settings and servers of whoever runs the demo out of it: it flushes Redis. Given back in the end."""
+    before = dict(os.environ)
+    for name in before:
+        if name.startswith("HOLDFAST_") or name in ("DATABASE_URL", "REDIS_URL", "CACHE_URL"):
+            del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+        settings.cache_clear()
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Take a request to end, or a terminal that goes, for a Ctrl-C; and while cleaning up after one, take no more of them."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, _interrupt) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _interrupt(*_: object) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt

@@ -1,0 +1,57 @@
+"""`holdfast queues`: how full each queue is, and pausing one."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from worker.cli import options
+from worker.cli.output import emit, table
+from worker.cli.registry import check_queue
+from worker.cli.services import services
+
+app = typer.Typer(no_args_is_help=True, help="Look at queues, pause and resume them.")
+
+_COLUMNS = {"queue": "queue", "status": "status", "scheduled": "scheduled", "backlog": "in Postgres", "sent": "sent",
+            "running": "running", "in_redis": "in Redis", "window": "window", "oldest": "oldest due (UTC)"}  # fmt: skip
+
+_Name = Annotated[str, typer.Argument(metavar="QUEUE", help="The queue.")]
+
+
+@app.command("ls")
+def ls(as_json: options.AsJson = False) -> None:
+    """List the queues with their counts; `in Redis` is empty while Redis is away."""
+    with services():
+        from worker.db import statement
+        from worker.ledger import manage
+
+        with statement() as conn:
+            rows = manage.list_queues(conn)
+    if as_json:
+        emit(rows)
+    else:
+        table([{**row, "status": "paused" if row["paused"] else "open"} for row in rows], _COLUMNS)
+
+
+@app.command("pause")
+def pause(queue: _Name) -> None:
+    """Let no waiting job of a queue start; running ones finish, and new ones are accepted."""
+    _set(queue, paused=True)
+
+
+@app.command("resume")
+def resume(queue: _Name) -> None:
+    """Let the jobs of a paused queue start again."""
+    _set(queue, paused=False)
+
+
+def _set(queue: str, *, paused: bool) -> None:
+    with services():
+        from worker.db import statement
+        from worker.ledger import manage
+
+        with statement() as conn:
+            check_queue(queue, [row["queue"] for row in manage.list_queues(conn)])
+            manage.set_paused(conn, queue, paused)
+    print(f"{'paused' if paused else 'resumed'}: {queue}")

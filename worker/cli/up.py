@@ -1,0 +1,101 @@
+"""`holdfast up`: everything in one terminal."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from worker.cli import flower, options
+from worker.cli.output import note
+from worker.cli.services import check_servers, services
+from worker.cli.worker import processes, specs
+from worker.errors import SettingsError
+
+if TYPE_CHECKING:
+    from worker.cli.supervisor import Spec
+    from worker.embedded import Stack
+
+
+def up(
+    number: Annotated[
+        int, typer.Option("--processes", parser=processes, metavar="N|auto", help="Workers to run; auto: one a CPU.")
+    ] = "1",  # type: ignore[assignment]
+    concurrency: Annotated[int | None, typer.Option("--concurrency", "-c", min=1, help="Jobs a worker runs at a time.")] = None,
+    queues: Annotated[
+        str | None, typer.Option("--queues", "-Q", metavar="NAMES", help="Queues to serve, separated by commas.")
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65_535, help="Port of Flower; by default the first free one from 5555.")
+    ] = None,
+    with_flower: Annotated[bool, typer.Option("--flower/--no-flower", help="Whether to run Flower.")] = True,
+    loglevel: options.LogLevel = None,
+) -> None:
+    """Run relay, beat, workers and Flower in this terminal, and the servers too unless real ones are configured.
+
+    What dies is started again. Ctrl-C stops all of it: once lets running jobs finish, twice hands them back.
+    """
+    with services() as stack:
+        check_servers()
+        from worker.cli.supervisor import Supervisor
+
+        programs = [_holdfast("relay", loglevel), _holdfast("beat", loglevel)]
+        programs += specs(number, "worker", queues, concurrency, None, with_flower, loglevel, [])
+        if with_flower:
+            programs.append(_holdfast("flower", None, "--port", str(_flower_port(port))))
+        supervisor = Supervisor([_located(spec) for spec in programs], tend=_healer(stack, note) if stack else None)
+        raise typer.Exit(supervisor.run())
+
+
+def _holdfast(name: str, loglevel: str | None, *arguments: str) -> Spec:
+    from worker.cli.supervisor import Spec
+
+    level = ["--loglevel", loglevel] if loglevel else []
+    return Spec(name, [sys.executable, "-m", "worker.cli", name, *level, *arguments])
+
+
+def _located(spec: Spec) -> Spec:
+    """Tell a program where the servers are, so that it need not join the embedded stack by itself."""
+    from dataclasses import replace
+
+    from worker.settings import settings
+
+    conf = settings()
+    return replace(spec, env={"DATABASE_URL": conf.database_url, "REDIS_URL": conf.redis_url, "CACHE_URL": conf.cache_url})
+
+
+def _flower_port(given: int | None) -> int:
+    """Return the port for Flower, and say where it will be. Raises `SettingsError` when the one given is taken."""
+    if given is not None and not _is_free(given):
+        raise SettingsError(f"--port: {given} is taken")
+    port = given or next((port for port in range(flower.PORT, flower.PORT + 100) if _is_free(port)), flower.PORT)
+    note(f"Flower will be at http://127.0.0.1:{port}")
+    return port
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def _healer(stack: Stack, say: Callable[[str], None]) -> Callable[[], None]:
+    """Return what starts an embedded server again that has died."""
+
+    def heal() -> None:
+        for server in stack.servers:
+            if server.process() is None:
+                say(f"the embedded {server.name} has died; it starts again")
+                try:
+                    server.start()
+                except SettingsError as exc:
+                    say(str(exc).splitlines()[0])
+
+    return heal
