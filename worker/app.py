@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from celery.schedules import crontab
+from typing import Any
+
 from kombu.entity import Queue
 
 from worker.engine import signals as _signals
@@ -14,46 +15,36 @@ from worker.settings import read_settings
 
 __all__ = ["app", "enqueue_in", "enqueue_many"]
 
-#: What keeps the ledger in order. A tick that no worker got to before the next one is due is let go.
-BEAT_SCHEDULE = {
-    "maintenance.upkeep": {"task": "maintenance.upkeep", "schedule": crontab(minute="7"), "options": {"expires": 3600}},
-    "maintenance.audit": {"task": "maintenance.audit", "schedule": crontab(minute="*/5"), "options": {"expires": 300}},
-}
 
-
-def configure(app: Holdfast) -> None:
-    """Apply the base configuration; read when the application is first used, not when it is imported.
+def defaults() -> dict[str, Any]:
+    """Return the base configuration; what a team sets on `app.conf` wins, before or after.
 
     Nothing here needs the servers to be known: looking at a task, as pytest does with what it collects, is a use already.
     """
     conf = read_settings()
-    app.conf.update(
-        broker_connection_retry_on_startup=True,
-        broker_connection_max_retries=None,
+    return {
+        "broker_connection_retry_on_startup": True,
+        "broker_connection_max_retries": None,
         # No copies of unacknowledged messages in Redis: the row is the record.
-        broker_transport_options={
+        "broker_transport_options": {
             "ack_emulation": False, "socket_timeout": 5, "socket_connect_timeout": 3, "socket_keepalive": True,
             "health_check_interval": 15, "client_name": "holdfast-broker",
         },
-        task_queues=[Queue(name) for name in conf.queues],
-        task_default_queue=conf.queues[0],
-        task_create_missing_queues=False,
-        task_serializer="json", result_serializer="json", accept_content=["json"],
+        "task_queues": [Queue(name) for name in conf.queues],
+        "task_default_queue": conf.queues[0],
+        "task_create_missing_queues": False,
+        "task_serializer": "json", "result_serializer": "json", "accept_content": ["json"],
         # A message is let go of when its job has ended, so a worker takes no more than it runs, and none waits behind a long one.
-        task_acks_late=True,
-        worker_prefetch_multiplier=1,
-        worker_cancel_long_running_tasks_on_connection_loss=False,
-        result_expires=conf.result_ttl_s,
-        result_extended=False,
-        beat_scheduler="worker.engine.beat:LedgerScheduler",
-        beat_schedule=BEAT_SCHEDULE,
-        worker_hijack_root_logger=True,
-        task_send_sent_event=False,
-        timezone="UTC",
-    )  # fmt: skip
+        "task_acks_late": True,
+        "worker_prefetch_multiplier": 1,
+        "worker_cancel_long_running_tasks_on_connection_loss": False,
+        "result_expires": conf.result_ttl_s,
+        "beat_scheduler": "worker.engine.beat:LedgerScheduler",
+        "timezone": "UTC",
+    }  # fmt: skip
 
 
 app = Holdfast("holdfast", include=["worker.tasks.http", "worker.tasks.maintenance", *read_settings().include])
-app.on_configure.connect(lambda **_: configure(app), weak=False)
+app.add_defaults(defaults)
 app.steps["worker"].add(PoolWatch)
 _ = _signals

@@ -7,21 +7,24 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from importlib.resources import files
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg
-from alembic import command
-from alembic.config import Config
-from alembic.script import ScriptDirectory
 from psycopg import errors as pg
-from sqlalchemy import Engine, create_engine
+from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from worker.errors import LedgerUnavailable, SchemaOutdated
 from worker.settings import settings
 
+if TYPE_CHECKING:
+    from alembic.config import Config
+
 T = TypeVar("T")
+
+#: How Postgres knows this process's connections.
+_name = "holdfast"
 
 #: Errors that say the server is away or going away, not that the statement was wrong.
 _AWAY = (psycopg.OperationalError, psycopg.InterfaceError)
@@ -37,13 +40,12 @@ def sqlalchemy_url(database_url: str) -> str:
 
 def _engine(url: str, **options: Any) -> Engine:
     conf = settings()
-    return create_engine(
+    made = create_engine(
         sqlalchemy_url(url),
         pool_size=conf.db_pool_size,
         max_overflow=conf.db_pool_size * 4,
         pool_use_lifo=True,
         connect_args={
-            "application_name": "holdfast",
             "prepare_threshold": 5 if conf.db_prepared else None,
             "client_encoding": "utf8",
             "connect_timeout": max(1, round(conf.db_connect_s)),
@@ -52,6 +54,21 @@ def _engine(url: str, **options: Any) -> Engine:
         },
         **options,
     )  # fmt: skip
+    event.listen(made, "do_connect", _name_it)
+    return made
+
+
+def _name_it(dialect: Any, record: Any, args: Any, options: dict[str, Any]) -> None:
+    options["application_name"] = _name
+
+
+def name_connections(name: str) -> None:
+    """Let Postgres know by this name what this process, and the children it forks, connect from now on."""
+    global _name
+    _name = name
+    for cached in (engine, _autocommit_engine):
+        if cached.cache_info().currsize:
+            cached().dispose()
 
 
 @lru_cache(maxsize=1)
@@ -101,7 +118,9 @@ def translated() -> Iterator[None]:
 
 
 def is_away(exc: BaseException) -> bool:
-    """Tell whether an error, of the driver or as SQLAlchemy wraps it, says that Postgres is away or going away."""
+    """Tell whether an error, of the driver, as SQLAlchemy wraps it or ours, says that Postgres is away or going away."""
+    if isinstance(exc, LedgerUnavailable):
+        return not isinstance(exc, SchemaOutdated)
     origin = exc.orig if isinstance(exc, DBAPIError) else exc
     return isinstance(origin, _AWAY) and not isinstance(origin, _NOT_AWAY)
 
@@ -147,6 +166,8 @@ def repeatable(work: Callable[[psycopg.Connection[Any]], T]) -> T:
 
 def alembic_config(database_url: str | None = None) -> Config:
     """Return the migrations' configuration, also when Holdfast is installed without its source tree."""
+    from alembic.config import Config  # Alembic costs a tenth of a second; only what looks at the schema's version pays it.
+
     config = Config()
     config.set_main_option("script_location", str(files("migrations")))
     config.attributes["database_url"] = database_url or settings().database_url
@@ -155,11 +176,15 @@ def alembic_config(database_url: str | None = None) -> Config:
 
 def upgrade(database_url: str | None = None) -> None:
     """Bring the schema to the newest revision; safe to run from several places at once."""
+    from alembic import command
+
     command.upgrade(alembic_config(database_url), "head")
 
 
 def check_schema() -> None:
     """Raise `SchemaOutdated` unless the database is at the newest revision."""
+    from alembic.script import ScriptDirectory
+
     head = ScriptDirectory.from_config(alembic_config()).get_current_head()
     with statement() as conn:
         row = conn.execute("SELECT version_num FROM alembic_version").fetchone()

@@ -61,7 +61,7 @@ class Settings(BaseSettings):
     http_allow_private: bool = Field(False, description="Whether `http.call` may reach private, loopback and link-local addresses.")
     http_max_bytes: int = Field(1_048_576, ge=0, description="Largest response body `http.call` reads, in bytes.")
 
-    flower_auth: str = Field("", description="`user:password` that Flower asks for. Empty: Flower listens on loopback only.")
+    flower_auth: str = Field("", description="`user:password` that Flower asks for. Empty: it listens on loopback only, and a password is made up and told at each start.")
     log_level: str = Field("INFO", description="Least severe log line that is written.")
     log_json: bool = Field(False, description="Whether log lines are JSON objects.")
     fault: str = Field("", description="Fault points to arm, for chaos tests only: `name:action[:nth]`, separated by commas.")
@@ -71,6 +71,27 @@ class Settings(BaseSettings):
     def _split(cls, value: Any) -> Any:
         if isinstance(value, str):
             return [part.strip() for part in value.split(",") if part.strip()]
+        return value
+
+    @field_validator("database_url")
+    @classmethod
+    def _is_postgres(cls, value: str) -> str:
+        if value and not value.startswith(("postgresql://", "postgres://")):
+            raise ValueError("must be a URL like postgresql://user:password@host:5432/name")
+        return value
+
+    @field_validator("redis_url", "cache_url")
+    @classmethod
+    def _is_redis(cls, value: str) -> str:
+        if value and not value.startswith(("redis://", "rediss://")):
+            raise ValueError("must be a URL like redis://:password@host:6379/0, or rediss:// for TLS")
+        return value
+
+    @field_validator("flower_auth")
+    @classmethod
+    def _is_user_and_password(cls, value: str) -> str:
+        if value and not all(value.partition(":")):
+            raise ValueError("must be user:password")
         return value
 
     @field_validator("log_level")
@@ -83,11 +104,11 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _consistent(self) -> Settings:
         if not self.queues:
-            raise ValueError("queues: at least one queue is needed")
+            raise ValueError("HOLDFAST_QUEUES: at least one queue is needed")
         if self.foreign_queue in self.queues:
-            raise ValueError(f"foreign_queue: {self.foreign_queue!r} is also a ledger queue")
+            raise ValueError(f"HOLDFAST_FOREIGN_QUEUE: {self.foreign_queue!r} is also a ledger queue")
         if self.node_dead_s < 2 * self.node_beat_s:
-            raise ValueError("node_dead_s: must be at least twice node_beat_s, or one late beat kills a worker")
+            raise ValueError("HOLDFAST_NODE_DEAD_S: must be at least twice HOLDFAST_NODE_BEAT_S, or one late beat kills a worker")
         given = [bool(self.database_url), bool(self.redis_url), bool(self.cache_url)]
         if any(given) and not all(given):
             raise ValueError("DATABASE_URL, REDIS_URL and CACHE_URL go together: set all three, or none for the embedded stack")
@@ -120,13 +141,16 @@ def read_settings() -> Settings:
     try:
         return Settings()  # type: ignore[call-arg]
     except ValidationError as exc:
-        lines = (f"{_variable(e['loc'])}: {e['msg'].removeprefix('Value error, ')}" for e in exc.errors())
-        raise SettingsError("; ".join(lines)) from exc
+        # Without its cause: that would print the values, and URLs hold passwords.
+        raise SettingsError("; ".join(_line(error["loc"], error["msg"]) for error in exc.errors())) from None
 
 
-def _variable(loc: tuple[int | str, ...]) -> str:
-    name = str(loc[0]) if loc else ""
-    return name if name.isupper() else f"HOLDFAST_{name.upper()}" if name else "settings"
+def _line(loc: tuple[int | str, ...], message: str) -> str:
+    said = message.removeprefix("Value error, ")
+    if not loc:  # What is wrong between several settings names them itself.
+        return said
+    name = str(loc[0])
+    return f"{name if name.isupper() else f'HOLDFAST_{name.upper()}'}: {said}"
 
 
 @lru_cache(maxsize=1)

@@ -512,3 +512,30 @@ def test_job_waits_as_long_as_the_server_asks(http_call: Any, site: Site, monkey
     assert 0 <= own <= 4
 
 
+
+
+def test_durable_job_waits_in_its_row_and_calls_again_under_its_id(
+    http_call: Any, site: Site, bench: Any, relay: Any, db: Any
+) -> None:
+    site.replies = [reply(429, headers={"Retry-After": "40"}), reply(body=b"done")]
+    job_id = http_call.delay(site.url()).id
+    bench.work()
+    state, wait_s = db.execute(
+        "SELECT state, extract(epoch FROM available_at - clock_timestamp())::float8 FROM jobs WHERE id = %s", (job_id,)
+    ).fetchone()
+    assert state == "scheduled"
+    assert 30 < wait_s <= 41
+    db.execute("UPDATE jobs SET available_at = clock_timestamp()")
+    relay.round()
+    bench.work()
+    assert db.execute("SELECT state, attempt FROM job_history WHERE id = %s", (job_id,)).fetchone() == ("succeeded", 2)
+    assert [seen.headers["idempotency-key"] for seen in site.seen] == [job_id] * 2
+
+
+def test_durable_job_that_is_refused_fails_at_once(http_call: Any, inside: Site, bench: Any, db: Any, conf: Any) -> None:
+    conf(http_allow_private=0)
+    job_id = http_call.delay(inside.url()).id
+    bench.work()
+    state, error, attempt = db.execute("SELECT state, error, attempt FROM job_history WHERE id = %s", (job_id,)).fetchone()
+    assert (state, attempt) == ("failed", 1)
+    assert error.startswith("AddressRefused: '127.0.0.1' may not be called")

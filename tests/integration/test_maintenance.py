@@ -10,7 +10,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from worker.app import BEAT_SCHEDULE, app
+from worker.app import app
+from worker.engine import beat
 from worker.ledger import audit
 
 _JOB = """
@@ -136,5 +137,6 @@ def test_audit_warns_of_each_finding(conn: psycopg.Connection[Any], capfd: pytes
 
 def test_maintenance_is_scheduled(env: dict[str, str]) -> None:
     app.loader.import_default_modules()
-    assert {entry["task"] for entry in BEAT_SCHEDULE.values()} <= app.tasks.keys()
-    assert app.conf.beat_schedule.items() >= BEAT_SCHEDULE.items()
+    declared = {spec.name: spec.task for spec in beat.declared(app)}
+    assert declared.keys() >= {"maintenance.upkeep", "maintenance.audit"}
+    assert set(declared.values()) <= app.tasks.keys()

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from datetime import datetime
 from types import TracebackType
 from typing import Any
 
 from celery import signals
 from celery.app.amqp import AMQP
-from kombu.utils.json import JSONEncoder
+from kombu.utils.json import JSONEncoder, loads
 
-from worker.clock import parse_moment
+from worker.engine.options import checked_priority, moment_of
 from worker.engine.run import current
 from worker.engine.transport import LedgerConnection
 from worker.errors import InvalidJob, MessageTooLarge
@@ -145,9 +144,9 @@ class LedgerAMQP(AMQP):  # type: ignore[misc]
         job = NewJob(
             id=headers["id"], task=name, queue=queue, message=stored, priority=priority,
             args=headers["argsrepr"] or "()", kwargs=headers["kwargsrepr"] or "{}",
-            available_at=None if ours.get("delay_s") else _moment("eta", headers["eta"]),
+            available_at=None if ours.get("delay_s") else moment_of("eta", headers["eta"]),
             delay_s=ours.get("delay_s") or 0.0,
-            expires_at=None if ours.get("expires_s") is not None else _moment("expires", headers["expires"]),
+            expires_at=None if ours.get("expires_s") is not None else moment_of("expires", headers["expires"]),
             expires_s=ours.get("expires_s"),
             max_attempts=ours.get("max_attempts"), caller=ours.get("caller"),
             idempotency_key=ours.get("idempotency_key"),
@@ -181,6 +180,8 @@ def encoded(task: str, body: Sequence[Any], serializer: str | None = None) -> st
         text = _to_json(body)
     except (TypeError, ValueError, RecursionError) as exc:
         raise InvalidJob(f"{task}: the arguments cannot be written as JSON: {exc}") from exc
+    if '"__type__"' in text:
+        _check_readable(task, text)
     if len(text) > settings().max_message_bytes:
         raise MessageTooLarge(
             f"{task}: the arguments take {len(text):,} bytes, the limit is {settings().max_message_bytes:,} "
@@ -190,20 +191,9 @@ def encoded(task: str, body: Sequence[Any], serializer: str | None = None) -> st
     return text
 
 
-def _moment(name: str, value: str | None) -> datetime | None:
-    if not value:
-        return None
+def _check_readable(task: str, text: str) -> None:
+    """Raise `InvalidJob` when Celery's JSON, which marks its types this way, cannot read back what it wrote."""
     try:
-        return parse_moment(value)
-    except ValueError as exc:
-        raise InvalidJob(f"{name}: {exc}") from exc
-
-
-def checked_priority(value: Any) -> int:
-    """Return a priority, 5 when none is given. Raises `InvalidJob`."""
-    if value is None:
-        return 5
-    if isinstance(value, int) and 0 <= value <= 9:
-        return value
-    raise InvalidJob(f"priority {value!r} is not a whole number from 0 (first) to 9 (last)")
-
+        loads(text)
+    except Exception as exc:
+        raise InvalidJob(f'{task}: the arguments hold a "__type__" that no worker could read: {exc!r}') from exc

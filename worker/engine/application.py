@@ -6,11 +6,11 @@ from contextlib import nullcontext
 from typing import Any
 
 from celery import Celery
-from celery.exceptions import QueueNotFound
 
 from worker.clock import uuid7
 from worker.engine.amqp import Batch
-from worker.errors import InvalidJob, UnknownQueue
+from worker.engine.options import check_options, is_seconds, known_queue
+from worker.errors import InvalidJob
 from worker.settings import settings
 
 
@@ -46,21 +46,15 @@ class Holdfast(Celery):  # type: ignore[misc]
         producer = options.pop("producer", None) or options.pop("publisher", None)
         if options.get("task_id") is None:
             options.update(task_id=uuid7(), fresh=True)
+        check_options(options)
         # Waiting is counted by the clock of Postgres, not by the caller's.
         for given, told in (("countdown", "delay_s"), ("expires", "expires_s")):
-            if isinstance(options.get(given), int | float) and not isinstance(options[given], bool):
+            if is_seconds(options.get(given)):
                 options[told] = float(options[given])
         outer = isinstance(producer, Batch)
         batch = producer if outer else Batch(lambda: self.producer_pool, producer)
-        try:
-            if outer:
-                result = super().send_task(name, args, kwargs, producer=batch, **options)
-            else:
-                with batch:
-                    result = super().send_task(name, args, kwargs, producer=batch, **options)
-        except QueueNotFound as exc:
-            known_queues = ", ".join(self.amqp.queues)
-            raise UnknownQueue(f"queue {options.get('queue')!r} is not one of HOLDFAST_QUEUES: {known_queues}") from exc
+        with known_queue(self, options.get("queue")), nullcontext() if outer else batch:
+            result = super().send_task(name, args, kwargs, producer=batch, **options)
         known = batch.known.get(result.id, result.id)
         if known != result.id:
             result = type(result)(known, backend=result.backend, app=self)

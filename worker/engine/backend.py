@@ -27,8 +27,8 @@ from worker.engine.run import Phase, Run, current, leave, returns
 from worker.errors import ClaimLost, InvalidJob, LedgerUnavailable, StoreUnavailable
 from worker.ledger import chords, results, settle
 from worker.ledger.accept import Scope, SessionScope, accept_rows, current_scope, scope
-from worker.ledger.message import HEADER, NewJob
-from worker.ledger.publish import Sendable, epoch_for, publish
+from worker.ledger.message import HEADER, NewJob, fault_of
+from worker.ledger.publish import Sendable, epochs_for, publish
 from worker.ledger.settle import Guard, Outcome
 from worker.settings import settings
 from worker.store import cache, keys
@@ -59,7 +59,7 @@ class _Ending:
 
     def accept(self, jobs: Sequence[NewJob]) -> list[str]:
         """Accept what ends with the job, such as its error callbacks, in the same transaction."""
-        written = accept_rows(self.conn, jobs, {queue: epoch_for(queue) for queue in {job.queue for job in jobs}})
+        written = accept_rows(self.conn, jobs, epochs_for([job.queue for job in jobs]))
         self.sendables += [sendable for _, sendable in written if sendable]
         return [job_id for job_id, _ in written]
 
@@ -267,7 +267,7 @@ class LedgerBackend(KeyValueStoreBackend):  # type: ignore[misc]
                 if row is None:
                     return False
                 ending = _Ending(conn, task_id, guard, state)
-                request = _context_of(row[0])
+                request = _context_of(task_id, row[0])
                 with self._within(ending, None):
                     celery_state = states.REVOKED if state in (JobState.CANCELLED, JobState.EXPIRED) else states.FAILURE
                     ending_error = error or _error_line_of(exc)
@@ -446,8 +446,8 @@ class LedgerBackend(KeyValueStoreBackend):  # type: ignore[misc]
     @contextmanager
     def _watch(self, task_id: str) -> Iterator[Any]:
         try:
-            with cache().use() as client:
-                pubsub = client.pubsub(ignore_subscribe_messages=True)
+            pubsub = cache().pubsub()
+            with cache().use():
                 pubsub.subscribe(keys.result(task_id))
         except StoreUnavailable:
             yield time.sleep
@@ -631,8 +631,10 @@ def _error_line_of(exc: BaseException) -> str:
     return f"{type(exc).__name__}: {exc}"
 
 
-def _context_of(message: dict[str, Any]) -> Context:
-    """Return the request of a stored message, as its worker would have seen it."""
+def _context_of(job_id: str, message: dict[str, Any]) -> Context:
+    """Return the request of a stored message, as its worker would have seen it; of an unreadable one, its id."""
+    if fault_of(message, job_id) is not None:
+        return Context({"id": job_id})
     args, kwargs, embed = loads(message["body"])
     return Context({**message["headers"], "args": args, "kwargs": kwargs, "properties": message["properties"],
                     "delivery_info": {}, **(embed or {})})  # fmt: skip

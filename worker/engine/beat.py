@@ -24,7 +24,7 @@ from worker.errors import HoldfastError, InvalidSchedule, LedgerUnavailable, Sto
 from worker.ledger import schedules
 from worker.ledger.accept import accept_rows, scope
 from worker.ledger.message import NewJob
-from worker.ledger.publish import Sendable, epoch_for, publish
+from worker.ledger.publish import Sendable, epochs_for, publish
 from worker.ledger.schedules import Spec, Turn
 from worker.ledger.ticks import Crontab
 from worker.telemetry import OUTAGES, log
@@ -37,6 +37,11 @@ _NAMESPACE = UUID("8e9bd3a5-6b0a-4c1c-9d53-3d2f6a8f1b70")
 _LOOK_S = 1.0
 #: What an entry of `beat_schedule` may say: what Celery knows, and what only a row can.
 _KEYS = ("task", "schedule", "args", "kwargs", "options", "relative", "catch_up", "timezone", "enabled")
+#: What keeps the ledger in order, whatever else is declared. A tick that no worker got to before the next one is let go.
+MAINTENANCE = {
+    "maintenance.upkeep": {"task": "maintenance.upkeep", "schedule": crontab(minute="7"), "options": {"expires": 3600}},
+    "maintenance.audit": {"task": "maintenance.audit", "schedule": crontab(minute="*/5"), "options": {"expires": 300}},
+}
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 #: What was last said of a schedule that cannot be sent, so that it is said once and not every second.
@@ -59,8 +64,8 @@ class _Taken:
     def accept(self, jobs: Sequence[NewJob]) -> list[str]:
         """Write the rows; they are published after the commit."""
         for queue in {job.queue for job in jobs} - self.epochs.keys():
-            self.epochs[queue] = epoch_for(queue)
-        written = accept_rows(self.conn, jobs, self.epochs)
+            (self.epochs[queue],) = epochs_for([queue])
+        written = accept_rows(self.conn, jobs, [self.epochs[job.queue] for job in jobs])
         self.sendables += [sendable for _, sendable in written if sendable]
         return [known for known, _ in written]
 
@@ -229,11 +234,11 @@ class LedgerScheduler(Scheduler):  # type: ignore[misc]
 
 
 def declared(app: Holdfast) -> list[Spec]:
-    """Return the entries of `app.conf.beat_schedule` as schedules. Raises `InvalidSchedule` that names the wrong entry.
+    """Return ours and the entries of `app.conf.beat_schedule` as schedules. Raises `InvalidSchedule` that names the wrong entry.
 
     Beside Celery's keys an entry may say `catch_up`, `timezone` and `enabled`.
     """
-    return [_spec(app, str(name), entry) for name, entry in (app.conf.beat_schedule or {}).items()]
+    return [_spec(app, str(name), entry) for name, entry in {**MAINTENANCE, **(app.conf.beat_schedule or {})}.items()]
 
 
 def _spec(app: Holdfast, name: str, entry: Any) -> Spec:

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from worker.clock import uuid7
-from worker.engine.amqp import checked_priority, encoded
+from worker.engine.amqp import encoded
+from worker.engine.options import check_options, checked_priority, known_queue
 from worker.engine.task import Task
 from worker.errors import InvalidJob
 from worker.ledger.accept import copy_jobs
@@ -31,11 +32,15 @@ def enqueue_many(
     call by call (idempotency, uniqueness, delays, links) are for `apply_async`. Raises `InvalidJob` that names the row.
     """
     app = task.app
-    options = app.amqp.router.route({"queue": queue} if queue else {}, task.name)
+    check_options({"caller": caller})
+    own = _own_options(task)
+    queue = queue or own.get("queue")
+    with known_queue(app, queue):
+        options = app.amqp.router.route({"queue": queue} if queue else {}, task.name)
     name = options["queue"].name
     first = app.amqp.create_task_message("", task.name, (), {}, ignore_result=task.ignore_result,
                                          time_limit=task.time_limit, soft_time_limit=task.soft_time_limit)  # fmt: skip
-    rank = checked_priority(priority)
+    rank = checked_priority(own.get("priority") if priority is None else priority)
     jobs = []
     for index, row in enumerate(rows):
         args, kwargs = _call(index, row)
@@ -52,6 +57,14 @@ def enqueue_many(
             caller=caller, max_attempts=task.max_attempts, root_id=job_id, fresh=True,
         ))  # fmt: skip
     return copy_jobs(jobs) if jobs else []
+
+
+def _own_options(task: Task) -> dict[str, Any]:
+    """Return the options a task brings along. Raises `InvalidJob` for those that must be looked at call by call."""
+    own = {name: value for name, value in task._get_exec_options().items() if value is not None}
+    if not task.durable or task.unique_for is not None or "expires" in own:
+        raise InvalidJob(f"{task.name}: enqueue_many takes no task with durable=False, unique_for or expires; use apply_async")
+    return own
 
 
 def _call(index: int, row: Sequence[Any] | Mapping[str, Any]) -> tuple[Sequence[Any], Mapping[str, Any]]:

@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 
 import psycopg
 
-from worker.db import statement
+from worker.db import name_connections, statement
 from worker.errors import LedgerUnavailable, NotInJob
 from worker.ledger import nodes
 from worker.settings import settings
@@ -39,6 +39,7 @@ class Node:
         global _id
         self.id = _id = uuid4()
         self.name, self.queues = name, queues
+        name_connections(nodes.connections_of(self.id))
         self._running = running
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="holdfast-beat", daemon=True)
@@ -68,7 +69,8 @@ class Node:
         # A connection of its own: tasks that use up the pool must not make their worker look dead.
         conn: psycopg.Connection[Any] | None = None
         beats = 0
-        while not self._stop.wait(settings().node_beat_s):
+        # The first one at once: a worker may have waited long for its pool or for Redis since it registered.
+        while not self._stop.wait(settings().node_beat_s if beats else 0.0):
             beats += 1
             try:
                 if conn is None or conn.closed:

@@ -20,7 +20,7 @@ from worker.ledger import settle
 from worker.ledger.accept import accept, accept_rows, enter_scope, scope
 from worker.ledger.claim import Claim
 from worker.ledger.message import NewJob
-from worker.ledger.publish import Sendable, epoch_for, publish
+from worker.ledger.publish import Sendable, epochs_for, publish
 from worker.locks import Lease, keeper, release
 from worker.telemetry import SETTLED, log
 
@@ -77,7 +77,7 @@ class Run:
         if self.phase is not Phase.SETTLING:
             with scope(None):
                 return accept(jobs)
-        epochs = {queue: epoch_for(queue) for queue in {job.queue for job in jobs}}
+        epochs = epochs_for([job.queue for job in jobs])
         with translated():
             written = accept_rows(raw(self.session), jobs, epochs)
         self._sendables += [sendable for _, sendable in written if sendable]

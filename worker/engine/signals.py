@@ -46,10 +46,10 @@ def _check_and_register(sender: Any = None, **_: Any) -> None:
         queues = list(sender.app.amqp.queues.consume_from) if sender is not None else []
         _node = Node(str(getattr(sender, "hostname", "worker")), queues, _running_here)
         _node.register()
-    except HoldfastError as exc:
+        faults.arm(settings().fault)
+    except (HoldfastError, ValueError) as exc:
         print(f"holdfast: {exc}", file=sys.stderr)
         raise SystemExit(1) from exc
-    faults.arm(settings().fault)
 
 
 def _running_here() -> set[str]:

@@ -69,7 +69,7 @@ class _Hardened:
 def _decoded(item: bytes) -> dict[str, Any] | None:
     try:
         payload = loads(bytes_to_str(item))
-    except (ValueError, TypeError):
+    except Exception:  # Bytes of a stranger can be wrong in any way: nested without end, a date that is none.
         return None
     return payload if is_ours(payload) else None
 

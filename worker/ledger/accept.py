@@ -16,9 +16,9 @@ from sqlalchemy.orm import Session, SessionTransaction
 
 from worker import faults
 from worker.db import raw, repeatable, statement, translated
-from worker.errors import IdempotencyConflict, InvalidJob, StoreUnavailable
+from worker.errors import IdempotencyConflict, InvalidJob
 from worker.ledger.message import NewJob, encode
-from worker.ledger.publish import Sendable, epoch_for, publish, room
+from worker.ledger.publish import Sendable, epochs_for, publish
 from worker.settings import settings
 
 #: An accept that finds the id taken by a living job that waits for its replacement fills that row instead.
@@ -112,9 +112,9 @@ def accept(jobs: Sequence[NewJob]) -> list[str]:
     where = _scope.get()
     if where is not None:
         return where.accept(jobs)
-    epochs = {queue: epoch_for(queue) for queue in {job.queue for job in jobs}}
+    epochs = epochs_for([job.queue for job in jobs])
     if len(jobs) == 1 and _is_plain(jobs[0]):
-        sendable = repeatable(lambda conn: _insert(conn, jobs[0], epochs[jobs[0].queue]))
+        sendable = repeatable(lambda conn: _insert(conn, jobs[0], epochs[0]))
         written = [(jobs[0].id, sendable)]
     else:
         written = repeatable(lambda conn: _transact(conn, jobs, epochs))
@@ -128,32 +128,36 @@ def _is_plain(job: NewJob) -> bool:
 
 
 def _transact(
-    conn: psycopg.Connection[Any], jobs: Sequence[NewJob], epochs: dict[str, str | None]
+    conn: psycopg.Connection[Any], jobs: Sequence[NewJob], epochs: Sequence[str | None]
 ) -> list[tuple[str, Sendable | None]]:
     with conn.transaction():
         return accept_rows(conn, jobs, epochs)
 
 
 def accept_rows(
-    conn: psycopg.Connection[Any], jobs: Sequence[NewJob], epochs: dict[str, str | None]
+    conn: psycopg.Connection[Any], jobs: Sequence[NewJob], epochs: Sequence[str | None]
 ) -> list[tuple[str, Sendable | None]]:
-    """Write the rows on the caller's connection, inside its transaction.
+    """Write the rows on the caller's connection, inside its transaction; `epochs` says for each whether it is sent after that.
 
     Returns for each job the id under which it is known and, if it is to be published after the commit, what to publish.
     """
     if len(jobs) > 1 and all(_is_plain(job) for job in jobs):
         return _insert_many(conn, jobs, epochs)
-    return [_accept_row(conn, job, epochs.get(job.queue)) for job in jobs]
+    return [_accept_row(conn, job, epoch) for job, epoch in zip(jobs, epochs, strict=True)]
 
 
 def _insert_many(
-    conn: psycopg.Connection[Any], jobs: Sequence[NewJob], epochs: dict[str, str | None]
+    conn: psycopg.Connection[Any], jobs: Sequence[NewJob], epochs: Sequence[str | None]
 ) -> list[tuple[str, Sendable | None]]:
     cursor = conn.cursor()
-    cursor.executemany(_INSERT, [_parameters(job, epochs.get(job.queue)) for job in jobs], returning=True)
+    rows = [_parameters(job, epoch) for job, epoch in zip(jobs, epochs, strict=True)]
+    try:
+        cursor.executemany(_INSERT, rows, returning=True)
+    except psycopg.DataError as exc:
+        raise InvalidJob(f"one of {len(jobs)} jobs cannot be stored: {str(exc).splitlines()[0]}") from exc
     written: list[tuple[str, Sendable | None]] = []
-    for job in jobs:
-        written.append((job.id, _sendable(job, epochs.get(job.queue), cursor.fetchone())))
+    for job, epoch in zip(jobs, epochs, strict=True):
+        written.append((job.id, _sendable(job, epoch, cursor.fetchone())))
         cursor.nextset()
     faults.point(faults.AFTER_INSERT)
     return written
@@ -214,7 +218,7 @@ def payload_hash(job: NewJob) -> bytes:
 def _insert(conn: psycopg.Connection[Any], job: NewJob, epoch: str | None) -> Sendable | None:
     try:
         row = conn.execute(_INSERT, _parameters(job, epoch)).fetchone()
-    except (psycopg.errors.DataError, psycopg.DataError) as exc:
+    except psycopg.DataError as exc:
         raise InvalidJob(f"job {job.id} ({job.task}) cannot be stored: {str(exc).splitlines()[0]}") from exc
     faults.point(faults.AFTER_INSERT)
     return _sendable(job, epoch, row)
@@ -226,9 +230,16 @@ def _sendable(job: NewJob, epoch: str | None, row: tuple[int] | None) -> Sendabl
     return Sendable(job.id, job.queue, job.priority, row[0], job.message, epoch)
 
 
+def _message_text(job: NewJob) -> str:
+    try:
+        return encode(job.message).decode()
+    except (TypeError, ValueError) as exc:  # The body is text by now: what is left are headers and properties.
+        raise InvalidJob(f"{job.task}: the headers cannot be written as JSON: {exc}") from exc
+
+
 def _parameters(job: NewJob, epoch: str | None) -> dict[str, Any]:
     return {
-        "id": job.id, "task": job.task, "queue": job.queue, "priority": job.priority, "message": encode(job.message).decode(),
+        "id": job.id, "task": job.task, "queue": job.queue, "priority": job.priority, "message": _message_text(job),
         "args": job.args.replace("\0", "\\0"), "kwargs": job.kwargs.replace("\0", "\\0"),
         "available_at": job.available_at, "delay_s": job.delay_s, "expires_at": job.expires_at, "expires_s": job.expires_s,
         "max_attempts": job.max_attempts, "caller": job.caller, "idempotency_key": job.idempotency_key,
@@ -242,36 +253,26 @@ def copy_jobs(jobs: Sequence[NewJob]) -> list[str]:
 
     All or none are accepted. Raises as `accept`.
     """
-    epochs = {queue: epoch_for(queue) for queue in {job.queue for job in jobs}}
     where = _scope.get()
     if where is not None:
         return where.accept(jobs)
-    left = {queue: _room(queue) if epoch else 0 for queue, epoch in epochs.items()}
+    epochs = epochs_for([job.queue for job in jobs])
     sendables: list[Sendable] = []
     with statement() as conn, conn.transaction():
         moment = conn.execute("SELECT clock_timestamp()::text").fetchone()
         assert moment is not None
         with conn.cursor().copy(_COPY) as copy:
-            for job in jobs:
-                epoch = epochs[job.queue] if left[job.queue] > 0 else None
+            for job, epoch in zip(jobs, epochs, strict=True):
                 if epoch:
-                    left[job.queue] -= 1
                     sendables.append(Sendable(job.id, job.queue, job.priority, 0, job.message, epoch))
                 copy.write_row((
-                    job.id, job.task, job.queue, job.priority, "queued", encode(job.message).decode(), job.args, job.kwargs,
+                    job.id, job.task, job.queue, job.priority, "queued", _message_text(job), job.args, job.kwargs,
                     moment[0], job.max_attempts, job.caller, job.root_id, epoch, moment[0] if epoch else None,
                 ))  # fmt: skip
         faults.point(faults.AFTER_INSERT)
     faults.point(faults.AFTER_COMMIT)
     publish(sendables)
     return [job.id for job in jobs]
-
-
-def _room(queue: str) -> int:
-    try:
-        return room(queue, settings().window)
-    except StoreUnavailable:
-        return 0
 
 
 class SessionScope:
@@ -296,7 +297,7 @@ class SessionScope:
 
     def accept(self, jobs: Sequence[NewJob]) -> list[str]:
         """Write the rows in the session's transaction."""
-        epochs = {queue: epoch_for(queue) for queue in {job.queue for job in jobs}}
+        epochs = epochs_for([job.queue for job in jobs])
         with translated():
             written = accept_rows(raw(self.session), jobs, epochs)
         owner = self.session.get_nested_transaction() or self.session.get_transaction()

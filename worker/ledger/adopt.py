@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import msgspec
 import psycopg
 
 from worker.clock import parse_moment
 from worker.errors import StoreUnavailable
-from worker.ledger.message import NewJob, encode
+from worker.ledger.message import NewJob, encode, fault_of
 from worker.settings import settings
 from worker.store import coordination, keys
 from worker.telemetry import log
@@ -72,50 +72,55 @@ def read(raw: bytes, known: Callable[[str], bool], route: Callable[[str], str]) 
     `known` tells whether a task is registered, `route` names the queue for it.
     """
     try:
-        payload = msgspec.json.decode(raw)
-        headers, properties, body = _parts(payload)
-        args, kwargs, embed = body
-        task, job_id = headers["task"], headers["id"]
-        if not (isinstance(task, str) and isinstance(job_id, str) and isinstance(args, list) and isinstance(kwargs, dict)):
-            raise TypeError("task and id must be texts, args a list, kwargs an object")
-        moment = parse_moment(headers["eta"]) if headers.get("eta") else None
-        expires = parse_moment(headers["expires"]) if headers.get("expires") else None
-    except (msgspec.MsgspecError, ValueError, TypeError, KeyError, LookupError) as exc:
+        job = _job(raw, route)
+    except Exception as exc:  # A stranger's bytes can be wrong in any way, and none may end the relay.
         return Unsound(raw, f"not a Celery message: {type(exc).__name__}: {exc}")
-    if not known(task):
-        return Unsound(raw, f"unknown task {task!r}")
-    # Clients that name no priority send 0, which is the first on Redis: they get the usual one.
-    given = properties.get("priority")
-    priority = given if isinstance(given, int) and 0 < given < 10 else 5
+    return job if known(job.task) else Unsound(raw, f"unknown task {job.task!r}")
+
+
+def _job(raw: bytes, route: Callable[[str], str]) -> NewJob:
+    headers, properties, body = _parts(json.loads(raw))
+    task, job_id = headers["task"], headers["id"]
+    for name in ("task", "id", "root_id", "parent_id", "group"):
+        if not isinstance(headers.get(name) or "", str) or "\0" in (headers.get(name) or ""):
+            raise TypeError(f"{name} {headers[name]!r} is not a text that can be stored")
     message = {
         "headers": {"lang": "py", "retries": 0, "timelimit": [None, None], "origin": "", **headers},
         "properties": {"reply_to": properties.get("reply_to") or "", "correlation_id": job_id},
-        "body": encode([args, kwargs, embed or {}]).decode(), "content-type": "application/json", "content-encoding": "utf-8",
+        "body": body, "content-type": "application/json", "content-encoding": "utf-8",
     }  # fmt: skip
+    if fault := fault_of(message, job_id):
+        raise ValueError(fault)
+    encode(message)  # so that what Postgres could not hold, half a surrogate pair, is found here
+    args, kwargs, _ = json.loads(body)
+    # Clients that name no priority send 0, which is the first on Redis: they get the usual one.
+    given = properties.get("priority")
     return NewJob(
-        id=job_id, task=task, queue=route(task), message=message, priority=priority,
+        id=job_id, task=task, queue=route(task), message=message,
+        priority=given if isinstance(given, int) and 0 < given < 10 else 5,
         args=str(headers.get("argsrepr") or tuple(args))[:1024], kwargs=str(headers.get("kwargsrepr") or kwargs)[:1024],
-        available_at=moment, expires_at=expires, caller="celery",
+        available_at=parse_moment(headers["eta"]) if headers.get("eta") else None,
+        expires_at=parse_moment(headers["expires"]) if headers.get("expires") else None, caller="celery",
         parent_id=headers.get("parent_id"), root_id=headers.get("root_id") or job_id, group_id=headers.get("group"),
     )  # fmt: skip
 
 
-def _parts(payload: Any) -> tuple[dict[str, Any], dict[str, Any], tuple[Any, Any, Any]]:
+def _parts(payload: Any) -> tuple[dict[str, Any], dict[str, Any], str]:
+    """Return headers, properties and the text of a body of protocol 2."""
     properties = payload["properties"]
     if payload.get("content-type", "application/json") != "application/json":
         raise ValueError(f"content type {payload['content-type']!r} is not allowed; Holdfast takes JSON only")
     text = payload["body"]
     if properties.get("body_encoding") == "base64":
-        text = base64.b64decode(text, validate=True)
-    body = msgspec.json.decode(text)
-    headers = payload.get("headers") or {}
-    if isinstance(body, dict):  # Protocol 1: everything is in the body.
-        kept = {k: body.get(k) for k in ("task", "id", "eta", "expires", "retries", "timelimit")}
-        embed = {k: body.get(k) for k in ("callbacks", "errbacks", "chord")}
-        headers = {**headers, **{k: v for k, v in kept.items() if v is not None}, "group": body.get("taskset")}
-        return headers, properties, (body.get("args", []), body.get("kwargs", {}), embed)
-    args, kwargs, embed = body
-    return headers, properties, (args, kwargs, embed)
+        text = base64.b64decode(text, validate=True).decode()
+    headers, body = payload.get("headers") or {}, json.loads(text)
+    if not isinstance(body, dict):
+        return headers, properties, text
+    # Protocol 1: everything is in the body.
+    kept = {k: body.get(k) for k in ("task", "id", "eta", "expires", "retries", "timelimit")}
+    embed = {k: body.get(k) for k in ("callbacks", "errbacks", "chord")}
+    headers = {**headers, **{k: v for k, v in kept.items() if v is not None}, "group": body.get("taskset")}
+    return headers, properties, json.dumps([body.get("args", []), body.get("kwargs", {}), embed])
 
 
 def set_aside(conn: psycopg.Connection[Any], unsound: Unsound) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from uuid import uuid4
 
 import msgspec
+from kombu.utils.json import loads
 
 #: The header by which a worker knows a message that has a row. Its value: revision `r`, moment sent `t` (ms since 1970).
 HEADER = "holdfast"
@@ -65,7 +66,25 @@ def wire(message: Message, queue: str, priority: int, revision: int) -> bytes:
         "delivery_tag": str(uuid4()),
         "delivery_info": {"exchange": "", "routing_key": queue},
     }
-    return encode({**message, "headers": headers, "properties": properties})
+    form = {"content-type": "application/json", "content-encoding": "utf-8"}
+    return encode({**message, **form, "headers": headers, "properties": properties})
+
+
+def fault_of(message: Any, job_id: str) -> str | None:
+    """Return why a stored message cannot be sent, None when it can: a row may come from anybody who writes SQL."""
+    if not isinstance(message, dict) or not isinstance(headers := message.get("headers"), dict):
+        return "it has no headers"
+    if not isinstance(headers.get("task"), str) or headers.get("id") != job_id:
+        return "its headers do not hold the task's name as `task` and the job's id as `id`"
+    if not isinstance(message.get("properties"), dict):
+        return "it has no properties"
+    try:
+        args, kwargs, _ = loads(message["body"])
+        if not isinstance(args, list) or not isinstance(kwargs, dict):
+            raise TypeError("not a list and an object")
+    except Exception as exc:  # Celery's JSON builds dates, UUIDs and the like, each of which fails in its own way.
+        return f"its body is not the JSON text of [args, kwargs, embed]: {exc!r}"
+    return None
 
 
 def is_ours(payload: Any) -> bool:

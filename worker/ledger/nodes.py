@@ -21,11 +21,17 @@ SELECT id, claim_token FROM jobs
 """
 
 #: The nodes that fell silent. None is, while Postgres itself has been up for less than the time of silence: they could not beat.
+#: Their connections are ended: a paused worker, or one behind a cut cable, would keep what its open transactions have locked,
+#: and the next attempt at its jobs would wait for it.
 _DEAD = """
-UPDATE worker_nodes SET left_at = clock_timestamp()
- WHERE left_at IS NULL AND beat_at < clock_timestamp() - %(dead_s)s * interval '1 second'
-   AND pg_postmaster_start_time() < clock_timestamp() - %(dead_s)s * interval '1 second'
-RETURNING id, name
+WITH dead AS (
+  UPDATE worker_nodes SET left_at = clock_timestamp()
+   WHERE left_at IS NULL AND beat_at < clock_timestamp() - %(dead_s)s * interval '1 second'
+     AND pg_postmaster_start_time() < clock_timestamp() - %(dead_s)s * interval '1 second'
+  RETURNING id, name)
+SELECT name, (SELECT count(*) FILTER (WHERE pg_terminate_backend(pid)) FROM pg_stat_activity
+               WHERE application_name = %(prefix)s || dead.id AND usename = current_user)
+  FROM dead
 """
 #: Jobs that run on nodes that have left. A claim made since is that of a node that is coming back.
 _ORPHANS = """
@@ -34,7 +40,13 @@ SELECT j.id, j.claim_token, n.name FROM jobs j LEFT JOIN worker_nodes n ON n.id 
    AND (n.id IS NULL OR n.left_at IS NOT NULL)
  LIMIT 1000
 """
+_CONNECTIONS = "holdfast "
 _PRUNE = "DELETE FROM worker_nodes WHERE left_at < clock_timestamp() - interval '1 day'"
+
+
+def connections_of(node_id: UUID) -> str:
+    """Return the name of the connections on which a node's jobs run."""
+    return f"{_CONNECTIONS}{node_id}"
 
 
 def beat(conn: psycopg.Connection[Any], node_id: UUID, name: str, host: str, pid: int, queues: list[str]) -> None:
@@ -48,8 +60,8 @@ def leave(conn: psycopg.Connection[Any], node_id: UUID) -> None:
 
 
 def declare_dead(conn: psycopg.Connection[Any], dead_s: float) -> list[str]:
-    """Declare the nodes dead that have been silent for so long; return their names."""
-    return [row[1] for row in conn.execute(_DEAD, {"dead_s": dead_s}).fetchall()]
+    """Declare the nodes dead that have been silent for so long and end their connections; return their names."""
+    return [row[0] for row in conn.execute(_DEAD, {"dead_s": dead_s, "prefix": _CONNECTIONS}).fetchall()]
 
 
 def orphans(conn: psycopg.Connection[Any], dead_s: float) -> list[tuple[str, UUID, str]]:

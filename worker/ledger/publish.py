@@ -56,12 +56,25 @@ def current_epoch() -> str:
     return _seen_epoch[0]
 
 
-def epoch_for(queue: str) -> str | None:
-    """Return the epoch under which a job accepted now is sent at once, or None when it is left to the relay.
+def epochs_for(queues: Sequence[str]) -> list[str | None]:
+    """Return, for jobs by the queue of each, the epoch under which it is sent at once, or None when it is left to the relay.
 
     It is left when Redis is away, and when the queue's window is full: then it waits its turn in Postgres.
     """
-    if _full_until.get(queue, 0.0) > time.monotonic():
+    epochs = {queue: _epoch_for(queue) for queue in set(queues)}
+    if len(queues) == 1:
+        return [epochs[queues[0]]]
+    left = {queue: _room_or_none(queue) if epoch else 0 for queue, epoch in epochs.items()}
+    given: list[str | None] = []
+    for queue in queues:
+        given.append(epochs[queue] if left[queue] > 0 else None)
+        left[queue] -= 1
+    return given
+
+
+def _epoch_for(queue: str) -> str | None:
+    full_until = _full_until.get(queue)
+    if full_until is not None and (time.monotonic() < full_until or _is_still_full(queue)):
         return None
     epoch, seen = _seen_epoch
     if time.monotonic() - seen < _EPOCH_TRUST_S:
@@ -71,6 +84,22 @@ def epoch_for(queue: str) -> str | None:
     except StoreUnavailable:
         OUTAGES.labels("publish", "left to the relay").inc()
         return None
+
+
+def _is_still_full(queue: str) -> bool:
+    if _room_or_none(queue):
+        _full_until.pop(queue, None)
+        return False
+    _full_until[queue] = time.monotonic() + _FULL_S
+    return True
+
+
+def _room_or_none(queue: str) -> int:
+    try:
+        return room(queue, settings().window)
+    except StoreUnavailable:
+        OUTAGES.labels("publish", "left to the relay").inc()
+        return 0
 
 
 def room(queue: str, window: int) -> int:

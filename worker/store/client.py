@@ -1,11 +1,13 @@
-"""The two Redis roles: one client a process each, errors in our words, and a breaker that spares callers a dead server."""
+"""The two Redis roles: clients that are lent, errors in our words, and a breaker that spares callers a dead server."""
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from typing import Any
 
 import redis
 from redis.backoff import NoBackoff
@@ -19,25 +21,60 @@ from worker.settings import settings
 BREAK_S = 1.0
 
 
+class _OneConnection(redis.ConnectionPool):
+    """The pool of a client that has one borrower at a time: one connection, and none of the bookkeeping, which costs more than
+    a command does."""
+
+    def get_connection(self, *_: Any, **__: Any) -> Any:
+        """Return the connection; one that the server closed, or on which an answer was left behind, is made anew."""
+        if not self._available_connections:
+            self._available_connections.append(self.make_connection())
+        connection = self._available_connections[0]
+        try:
+            if connection.can_read():
+                connection.disconnect()
+        except redis.exceptions.ConnectionError:
+            connection.disconnect()
+        return connection
+
+    def release(self, connection: Any) -> None:
+        """Keep the connection."""
+
+
 class Role:
     """One Redis server in one role.
 
-    The client never retries by itself: a retried INCR or lock would take effect twice. Callers repeat what is harmless to repeat.
+    Its clients never retry by themselves: a retried INCR or lock would take effect twice. Callers repeat what is harmless to
+    repeat.
     """
 
     def __init__(self, name: str, url: str) -> None:
-        conf = settings()
         self.name = name
-        self.client: redis.Redis = redis.Redis.from_url(
-            url,
+        self._url = url
+        self._idle: list[redis.Redis] = []
+        self._closed_until = 0.0
+
+    def _client(self) -> redis.Redis:
+        conf = settings()
+        pool = _OneConnection.from_url(
+            self._url,
             socket_timeout=conf.redis_timeout_s,
             socket_connect_timeout=conf.redis_timeout_s,
             socket_keepalive=True,
             health_check_interval=15,
             retry=Retry(NoBackoff(), 0),
-            client_name=f"holdfast-{name}",
+            client_name=f"holdfast-{self.name}",
         )
-        self._closed_until = 0.0
+        return redis.Redis(connection_pool=pool)
+
+    def pubsub(self) -> redis.client.PubSub:
+        """Return a subscriber with a connection of its own, to be worked with inside `use`, which translates its errors."""
+        return self._client().pubsub(ignore_subscribe_messages=True)
+
+    def close(self) -> None:
+        """Close the connections that nobody has borrowed."""
+        while self._idle:
+            self._idle.pop().connection_pool.disconnect()
 
     @property
     def away(self) -> bool:
@@ -46,7 +83,7 @@ class Role:
 
     @contextmanager
     def use(self) -> Iterator[redis.Redis]:
-        """Lend the client.
+        """Lend a client to one thread.
 
         Raises `StoreFull` when the server is at its maxmemory, `StoreRefused` when it refuses the command, `StoreUnavailable`
         when it does not answer or did not a moment ago.
@@ -54,7 +91,11 @@ class Role:
         if self.away:
             raise StoreUnavailable(f"Redis ({self.name}) did not answer a moment ago")
         try:
-            yield self.client
+            client = self._idle.pop()
+        except IndexError:
+            client = self._client()
+        try:
+            yield client
         except redis.exceptions.OutOfMemoryError as exc:
             raise StoreFull(f"Redis ({self.name}) is at its maxmemory and refuses writes") from exc
         except (redis.exceptions.ReadOnlyError, redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, OSError) as exc:
@@ -62,6 +103,11 @@ class Role:
             raise StoreUnavailable(f"Redis ({self.name}) did not answer: {exc}") from exc
         except redis.exceptions.ResponseError as exc:
             raise StoreRefused(f"Redis ({self.name}) refused a command: {exc}") from exc
+        except BaseException:
+            client.connection_pool.disconnect()  # the answer to an interrupted command must not be taken for that to the next one
+            raise
+        finally:
+            self._idle.append(client)
 
 
 @lru_cache(maxsize=1)
@@ -74,6 +120,14 @@ def coordination() -> Role:
 def cache() -> Role:
     """Return the server that holds what Postgres can give again."""
     return Role("cache", settings().cache_url)
+
+
+def _after_fork() -> None:
+    coordination.cache_clear()
+    cache.cache_clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def check_policy() -> None:

@@ -16,17 +16,13 @@ class Script:
     def __init__(self, name: str) -> None:
         self.name = name
         self.source = (files("worker.store") / "lua" / f"{name}.lua").read_text()
-        self._registered: dict[int, _Registered] = {}
+        self._registered: _Registered | None = None
 
     def __call__(self, client: redis.Redis, keys: list[str], args: list[Any]) -> Any:
         """Run the script on a client or a pipeline of it; a server that forgot it is taught it again."""
-        registered = self._registered.get(id(client))
-        if registered is None:
-            # A pipeline lives for one call: what it registers is not kept.
-            registered = client.register_script(self.source)
-            if not isinstance(client, redis.client.Pipeline):
-                self._registered[id(client)] = registered
-        return registered(keys=keys, args=args, client=client)
+        if self._registered is None:
+            self._registered = client.register_script(self.source)
+        return self._registered(keys=keys, args=args, client=client)
 
 
 @cache

@@ -1,4 +1,4 @@
-"""The jobs that beat sends to keep the ledger in order; when they run is `BEAT_SCHEDULE` in `worker/app.py`."""
+"""The jobs that beat sends to keep the ledger in order; when they run is `MAINTENANCE` in `engine/beat.py`."""
 
 from __future__ import annotations
 

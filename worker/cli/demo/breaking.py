@@ -18,6 +18,8 @@ from worker.store import Role, cache, coordination, keys
 
 #: Seconds for which the Redis that is restarted stays away: long enough to enqueue without it.
 _AWAY_S = 1.5
+#: Seconds in which Postgres has carried out what a worker had sent before it was stopped, a commit for instance.
+_IN_FLIGHT_S = 0.1
 #: Seconds to wait for a moment at which the victim has a job in hand.
 _PATIENCE_S = 10.0
 
@@ -72,6 +74,7 @@ class Breaker:
             with statement() as conn:
                 found = record.worker(conn, name)
             tree = _frozen(found[1]) if found else []
+            time.sleep(_IN_FLIGHT_S)
             with statement() as conn:
                 jobs = record.in_hand(conn, found[0]) if found else 0
             if tree and (jobs or time.monotonic() > deadline):
@@ -80,7 +83,7 @@ class Breaker:
             time.sleep(0.02)
         _send(tree, signal.SIGKILL)
         self.workers_killed += 1
-        self._tell(f"SIGKILL to {name} and its {len(tree) - 1} children, with {jobs} jobs in hand")
+        self._tell(f"SIGKILL to {name} and its {len(tree) - 1} children, with {jobs} job{'' if jobs == 1 else 's'} in hand")
 
 
 def _frozen(pid: int) -> list[psutil.Process]:

@@ -35,11 +35,14 @@ def run_demo(*, jobs: int = 5000, seed: int | None = None, as_json: bool = False
     or done against a rollback, 1 otherwise. Raises `ValueError` for too few jobs.
     """
     plan = plans.make(jobs, secrets.randbelow(2**31) if seed is None else seed)
-    with apart(), interruptible(), screen(as_json=as_json) as shown, System() as system, CountingServer() as counting:
-        course = Course(plan, shown, system, counting)
-        figures = course.run()
-        system.keep = not figures.passed
-        shown.close(figures)
+    with apart(), interruptible(), screen(as_json=as_json) as shown:
+        shortened = ", ".join(f"{name} {value:g}" for name, value in SHORTENED.items())
+        shown.tell(f"seed {plan.seed}; shortened for the demo: {shortened}")
+        with System() as system, CountingServer() as counting:
+            course = Course(plan, shown, system, counting)
+            figures = course.run()
+            system.keep = not figures.passed
+            shown.close(figures)
     account = course.account(figures, shown.elapsed_s)
     if as_json:
         emit(account)
@@ -58,12 +61,9 @@ class Course:
         self._book, self._pace = Book(), Pace(plan.jobs)
         self._breaker = Breaker(plan, system.stack, shown.tell)
         self._callers = Callers(plan, self._book, self._pace, counting_url=counting.url, flower_url=system.flower_url)
-        self._run_again = 0
 
     def run(self) -> Figures:
         """Go through it and return the final figures."""
-        shortened = ", ".join(f"{name} {value:g}" for name, value in SHORTENED.items())
-        self._shown.tell(f"seed {self._plan.seed}; shortened for the demo: {shortened}")
         self._system.await_ready()
         self._shown.tell("Postgres, two Redis servers, relay, beat, two workers and Flower are up")
         try:
@@ -73,8 +73,6 @@ class Course:
             self._follow(lambda figures: not figures.total.open)
         finally:
             self._callers.close()
-        with statement() as conn:
-            self._run_again = record.run_again(conn)
         return self._count(final=True)
 
     def account(self, figures: Figures, seconds: float) -> dict[str, Any]:
@@ -84,9 +82,9 @@ class Course:
         return {
             "passed": figures.passed, "verdict": told, "seed": self._plan.seed, "jobs": self._plan.jobs,
             "seconds": round(seconds, 1), **figures.as_dict(),
-            "redis_losses": breaker.redis_losses, "workers_killed": breaker.workers_killed, "run_again": self._run_again,
-            "foreign_sent_again": self._book.sent_again, "breaks": [asdict(one) for one in self._plan.breaks],
-            "events": self._shown.events, "shortened": SHORTENED,
+            "redis_losses": breaker.redis_losses, "workers_killed": breaker.workers_killed,
+            "breaks": [asdict(one) for one in self._plan.breaks], "victim": self._plan.victim,
+            "events": [{"at_s": at, "what": what} for at, what in self._shown.events], "shortened": SHORTENED,
         }  # fmt: skip
 
     def _follow(self, over: Callable[[Figures], bool]) -> None:
@@ -111,7 +109,10 @@ class Course:
         with statement() as conn:
             seen = record.see(conn)
         promises |= {job_id: Promise(Entrance.SCHEDULE) for job_id in seen.ticks}
-        return count(Evidence(promises, seen.states, seen.effects, self._counting.requests(), rolled_back), final=final)
+        evidence = Evidence(
+            promises, seen.states, seen.effects, self._counting.requests(), rolled_back, seen.died, self._book.sent_again
+        )
+        return count(evidence, final=final)
 
     def _stop_ticking(self) -> bool:
         with statement() as conn:

@@ -211,7 +211,8 @@ class Callers:
             if self._commands.returncode != 0:
                 if self._pace.stopped:
                     return
-                raise HoldfastError(f"`holdfast run` ended with {self._commands.returncode}: {err.strip()}")
+                last = (err.strip().splitlines() or [""])[-1]
+                raise HoldfastError(f"`holdfast run` ended with {self._commands.returncode}: {last}")
             self._book.told(Entrance.COMMAND, [json.loads(out)["id"]])
 
 

@@ -34,6 +34,9 @@ class Evidence:
     requests: Mapping[str, int] = field(default_factory=dict)
     #: Jobs enqueued in transactions that rolled back.
     rolled_back: Set[str] = frozenset()
+    #: Attempts that died with their worker, and foreign messages that Redis lost before they were adopted.
+    died: int = 0
+    sent_again: int = 0
 
 
 @dataclass
@@ -66,6 +69,10 @@ class Figures:
     #: Requests at the counting server, and those of them that repeat another: an HTTP call is made at least once.
     requests: int
     requests_repeated: int
+    #: Attempts that died with their worker, so that their jobs ran again.
+    died: int
+    #: Foreign messages that Redis lost before they were adopted, so that their client sent them again.
+    sent_again: int
     lost_ids: list[str]
 
     @property
@@ -80,6 +87,7 @@ class Figures:
             "lost_ids": self.lost_ids,
             "rolled_back": {"enqueued": self.rolled_back, "ran": self.rolled_back_ran},
             "http": {"requests": self.requests, "repeated": self.requests_repeated},
+            "attempts_died": self.died, "foreign_sent_again": self.sent_again,
             "entrances": {entrance.name.lower(): asdict(count) for entrance, count in self.entrances.items()},
         }
 
@@ -108,8 +116,10 @@ def count(evidence: Evidence, *, final: bool = False) -> Figures:
     ran = sum(job_id in evidence.states or job_id in evidence.effects for job_id in evidence.rolled_back)
     requests = sum(evidence.requests.values())
     return Figures(
-        total, counts, len(evidence.rolled_back), ran, requests, requests - len(evidence.requests), sorted(lost)[:_NAMED]
-    )
+        total, counts, rolled_back=len(evidence.rolled_back), rolled_back_ran=ran, requests=requests,
+        requests_repeated=requests - len(evidence.requests), died=evidence.died, sent_again=evidence.sent_again,
+        lost_ids=sorted(lost)[:_NAMED],
+    )  # fmt: skip
 
 
 def _standing(state: str | None, promise: Promise, had_effect: bool, final: bool) -> str:

@@ -92,7 +92,7 @@ def _shares(jobs: int) -> dict[Entrance, int]:
         Entrance.FOREIGN: jobs // 20,
         Entrance.FLOWER: jobs // 100,
         # Each is a process that imports Celery: a few show that it works, many would only heat the machine.
-        Entrance.COMMAND: max(1, min(5, jobs // 200)),
+        Entrance.COMMAND: max(1, min(3, jobs // 200)),
     }
     return {Entrance.MANY: jobs - sum(shares.values()), **shares}
 

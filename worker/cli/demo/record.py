@@ -26,7 +26,7 @@ _TAKE_EFFECT = text("INSERT INTO demo_effects (job_id, entrance) VALUES (:job_id
 _EFFECTS = "SELECT job_id, count(*) FROM demo_effects GROUP BY job_id"
 _STATES = "SELECT id, state FROM jobs UNION ALL SELECT id, state FROM job_history"
 _KNOWN = "SELECT id FROM jobs WHERE id = ANY(%(ids)s) UNION SELECT id FROM job_history WHERE id = ANY(%(ids)s)"
-_AGAIN = "SELECT count(*) FROM attempts WHERE outcome = 'crashed'"
+_DIED = "SELECT count(*) FROM attempts WHERE outcome = 'crashed'"
 _NODE = """
 SELECT id, pid FROM worker_nodes WHERE name LIKE %s AND left_at IS NULL ORDER BY started_at DESC LIMIT 1
 """
@@ -44,6 +44,8 @@ class Seen:
     effects: dict[str, int]
     #: The jobs that the schedule has promised: one for each tick up to its last.
     ticks: list[str]
+    #: Attempts that died with their worker.
+    died: int
 
 
 def create(conn: psycopg.Connection[Any]) -> None:
@@ -65,7 +67,7 @@ def see(conn: psycopg.Connection[Any]) -> Seen:
     """
     ticks = _ticks(conn)
     states = dict(conn.execute(_STATES).fetchall())
-    return Seen(states, dict(conn.execute(_EFFECTS).fetchall()), ticks)
+    return Seen(states, dict(conn.execute(_EFFECTS).fetchall()), ticks, _one(conn, _DIED))
 
 
 def _ticks(conn: psycopg.Connection[Any]) -> list[str]:
@@ -93,8 +95,7 @@ def known(conn: psycopg.Connection[Any], ids: Sequence[str]) -> set[str]:
 
 def workers(conn: psycopg.Connection[Any]) -> int:
     """Return how many workers have registered and not left."""
-    row = conn.execute(_NODES).fetchone()
-    return int(row[0]) if row else 0
+    return _one(conn, _NODES)
 
 
 def worker(conn: psycopg.Connection[Any], name: str) -> tuple[Any, int] | None:
@@ -104,11 +105,9 @@ def worker(conn: psycopg.Connection[Any], name: str) -> tuple[Any, int] | None:
 
 def in_hand(conn: psycopg.Connection[Any], node_id: Any) -> int:
     """Return how many jobs a worker is running."""
-    row = conn.execute(_IN_HAND, (node_id,)).fetchone()
-    return int(row[0]) if row else 0
+    return _one(conn, _IN_HAND, node_id)
 
 
-def run_again(conn: psycopg.Connection[Any]) -> int:
-    """Return how many attempts died with their worker."""
-    row = conn.execute(_AGAIN).fetchone()
+def _one(conn: psycopg.Connection[Any], sql: str, *values: Any) -> int:
+    row = conn.execute(sql, values).fetchone()
     return int(row[0]) if row else 0

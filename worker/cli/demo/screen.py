@@ -75,7 +75,7 @@ class LiveScreen(Screen):
     def _draw(self) -> Group:
         parts: list[Table | Text] = []
         if self._figures is not None:
-            parts += [_rich_table(self._figures), Text(), *map(Text, remarks(self._figures)), Text()]
+            parts += [_rich_table(self._figures, self.elapsed_s), Text(), *map(Text, remarks(self._figures)), Text()]
         return Group(*parts, *(Text(f"{at:5.1f} s  {text}") for at, text in self.events))
 
 
@@ -117,8 +117,9 @@ def remarks(figures: Figures) -> list[str]:
     """Return what the table has no column for."""
     return [
         f"rolled back by their caller: {figures.rolled_back:,}, of these ran: {figures.rolled_back_ran:,}",
-        f"HTTP requests: {figures.requests:,}, of these repeated: {figures.requests_repeated:,} "
-        "(a call is made at least once, under its job's Idempotency-Key)",
+        f"HTTP requests: {figures.requests:,}, repeated: {figures.requests_repeated:,} (an HTTP call is made at least once)",
+        f"attempts that died with their worker, their jobs run again: {figures.died:,}",
+        f"foreign messages lost with Redis before they were adopted, sent again by their client: {figures.sent_again:,}",
     ]
 
 
@@ -130,9 +131,9 @@ def _texts(count: Count) -> dict[str, str]:
     return {name: f"{getattr(count, name):,}" for name in _COLUMNS}
 
 
-def _rich_table(figures: Figures) -> Table:
+def _rich_table(figures: Figures, elapsed_s: float) -> Table:
     made = Table(box=None, pad_edge=False, header_style="bold")
-    made.add_column("", no_wrap=True)
+    made.add_column(f"{elapsed_s:.0f} s", no_wrap=True)
     for name in _COLUMNS:
         made.add_column(name, justify="right", no_wrap=True)
     for name, count in _rows(figures):
