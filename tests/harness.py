@@ -102,13 +102,13 @@ def forget() -> None:
     from worker.settings import settings
     from worker.store import client
 
-    for engine in (db.engine, db._autocommit_engine):
+    for engine in (db.engine, db._autocommit):
         if engine.cache_info().currsize:
             engine().dispose()
         engine.cache_clear()
     for role in (client.coordination, client.cache):
         if role.cache_info().currsize:
-            role().client.close()
+            role().close()
         role.cache_clear()
     publish._seen_epoch = ("", 0.0)
     publish._full_until.clear()

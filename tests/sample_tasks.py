@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
-from celery import group
+from celery import group, signals
 from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
 from pydantic import BaseModel
 from sqlalchemy import text
@@ -176,8 +178,7 @@ def until_cancelled(self: Any, gate: str) -> str:
 def wait_for(gate: str, started: str = "", log: str = "") -> str:
     """Open `started`, wait until `gate` is there; note each run as a line of `log`."""
     if log:
-        with Path(log).open("a") as file:
-            file.write(f"{os.getpid()}\n")
+        _append(log, str(os.getpid()))
     if started:
         Path(started).touch()
     _wait_for(gate)
@@ -187,22 +188,19 @@ def wait_for(gate: str, started: str = "", log: str = "") -> str:
 @app.task(bind=True)
 def note_run(self: Any, log: str, label: str = "") -> str:
     """Note the run in a file, outside of any transaction."""
-    with Path(log).open("a") as file:
-        file.write(f"{label or self.request.id}\n")
+    _append(log, label or self.request.id)
     return label
 
 
 @app.task
 def note_error(request: Any, exc: Any, traceback: Any, log: str) -> None:
-    with Path(log).open("a") as file:
-        file.write(f"{request.id} {exc!r}\n")
+    _append(log, f"{request.id} {exc!r}")
 
 
 @app.task
 def note_failed_id(failed_id: str, log: str) -> None:
     """An error callback of the old kind: it takes the id alone."""
-    with Path(log).open("a") as file:
-        file.write(f"{failed_id}\n")
+    _append(log, failed_id)
 
 
 @app.task(soft_time_limit=1, time_limit=20)
@@ -221,8 +219,7 @@ def hard_limited() -> None:
 
 @app.task(bind=True)
 def reject(self: Any, log: str, requeue: bool) -> str:
-    with Path(log).open("a") as file:
-        file.write("run\n")
+    _append(log, "run")
     if requeue and len(Path(log).read_text().splitlines()) > 1:
         return "taken the second time"
     raise Reject("not now", requeue=requeue)
@@ -246,6 +243,26 @@ def die() -> None:
 
 
 @app.task
+def leave() -> None:
+    sys.exit(3)
+
+
+class Odd(Exception):
+    """An error that neither JSON nor pickle can carry."""
+
+    def __init__(self, lock: Any) -> None:
+        super().__init__(lock)
+
+    def __str__(self) -> str:
+        return "cannot be written"
+
+
+@app.task
+def fail_oddly() -> None:
+    raise Odd(threading.Lock())
+
+
+@app.task
 def pid() -> int:
     return os.getpid()
 
@@ -261,6 +278,29 @@ def about_me(self: Any) -> dict[str, Any]:
     request = self.request
     return {"id": request.id, "root": request.root_id, "parent": request.parent_id, "headers": request.get("x-test"),
             "retries": request.retries, "delivered": bool(request.delivery_info), "hostname": request.hostname}  # fmt: skip
+
+
+@app.task(bind=True)
+def unwritable(self: Any) -> object:
+    self.session.execute(_RAN, {"job": self.request.id, "label": "unwritable"})
+    return object()
+
+
+@app.task
+def signalled(log: str) -> None:
+    _append(log, "run")
+
+
+@signals.task_prerun.connect
+def _on_prerun(task: Any, args: Any, **_: Any) -> None:
+    if task.name == signalled.name:
+        _append(args[0], "prerun")
+
+
+@signals.task_postrun.connect
+def _on_postrun(task: Any, args: Any, state: str, **_: Any) -> None:
+    if task.name == signalled.name:
+        _append(args[0], f"postrun {state}")
 
 
 class Order(BaseModel):
@@ -279,8 +319,7 @@ class Hooked(app.Task):  # type: ignore[name-defined,misc]
     abstract = True
 
     def _note(self, name: str, args: Any) -> None:
-        with Path(args[0]).open("a") as file:
-            file.write(f"{name}\n")
+        _append(args[0], name)
 
     def before_start(self, task_id: str, args: Any, kwargs: Any) -> None:
         self._note("before_start", args)
@@ -308,6 +347,11 @@ def hooked(self: Any, log: str, how: str = "succeed", gate: str = "") -> str:
     if how == "retry" and self.request.retries == 0:
         raise self.retry(countdown=0)
     return how
+
+
+def _append(path: str, line: str) -> None:
+    with Path(path).open("a") as file:
+        file.write(f"{line}\n")
 
 
 def _wait_for(path: str, timeout: float = 20.0) -> None:

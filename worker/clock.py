@@ -8,7 +8,7 @@ import time
 from datetime import UTC, datetime, timedelta
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
-_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)")
+_PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d|w)")
 
 
 def now() -> datetime:
@@ -23,7 +23,7 @@ def parse_duration(text: str) -> timedelta:
     """
     stripped = text.strip().lower()
     try:
-        if re.fullmatch(r"\d+(\.\d+)?", stripped):
+        if re.fullmatch(r"[0-9]+(\.[0-9]+)?", stripped):
             return timedelta(seconds=float(stripped))
         if stripped and not _PART.sub("", stripped):
             return timedelta(seconds=sum(float(n) * _UNITS[u] for n, u in _PART.findall(stripped)))

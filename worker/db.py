@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg
 from psycopg import errors as pg
+from psycopg.pq import TransactionStatus
 from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
@@ -26,6 +28,12 @@ T = TypeVar("T")
 #: How Postgres knows this process's connections.
 _name = "holdfast"
 
+#: The ledger's statements all go by an index. Their plans are kept, though, and one made while `jobs` was empty, where reading
+#: it whole costs nothing, would read a backlog whole for each claim until the table is next analysed.
+_BY_INDEX = "SET enable_seqscan = off"
+#: The same for what runs in sessions, whose own statements may well read whole tables: plan each time.
+_PLAN_ANEW = "SET plan_cache_mode = force_custom_plan"
+
 #: Errors that say the server is away or going away, not that the statement was wrong.
 _AWAY = (psycopg.OperationalError, psycopg.InterfaceError)
 #: Operational errors that speak of one statement while the connection is well.
@@ -38,35 +46,31 @@ def sqlalchemy_url(database_url: str) -> str:
     return f"postgresql+psycopg{sep}{rest}" if scheme in ("postgres", "postgresql") else database_url
 
 
-def _engine(url: str, **options: Any) -> Engine:
+def _connect_options() -> dict[str, Any]:
     conf = settings()
-    made = create_engine(
-        sqlalchemy_url(url),
-        pool_size=conf.db_pool_size,
-        max_overflow=conf.db_pool_size * 4,
-        pool_use_lifo=True,
-        connect_args={
-            "prepare_threshold": 5 if conf.db_prepared else None,
-            "client_encoding": "utf8",
-            "connect_timeout": max(1, round(conf.db_connect_s)),
-            # A server that vanished without a word is noticed by TCP, not by a person.
-            "keepalives_idle": 15, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 15_000,
-        },
-        **options,
-    )  # fmt: skip
-    event.listen(made, "do_connect", _name_it)
-    return made
+    return {
+        "prepare_threshold": 5 if conf.db_prepared else None,
+        "client_encoding": "utf8",
+        "connect_timeout": max(1, round(conf.db_connect_s)),
+        # A server that vanished without a word is noticed by TCP, not by a person.
+        "keepalives_idle": 15, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 15_000,
+    }  # fmt: skip
 
 
 def _name_it(dialect: Any, record: Any, args: Any, options: dict[str, Any]) -> None:
     options["application_name"] = _name
 
 
+def _plan_anew(conn: psycopg.Connection[Any], record: Any) -> None:
+    conn.execute(_PLAN_ANEW)
+    conn.commit()
+
+
 def name_connections(name: str) -> None:
     """Let Postgres know by this name what this process, and the children it forks, connect from now on."""
     global _name
     _name = name
-    for cached in (engine, _autocommit_engine):
+    for cached in (engine, _autocommit):
         if cached.cache_info().currsize:
             cached().dispose()
 
@@ -74,20 +78,64 @@ def name_connections(name: str) -> None:
 @lru_cache(maxsize=1)
 def engine() -> Engine:
     """Return this process's engine for transactions."""
-    # Pinged before use: after a restart of Postgres every process holds dead connections, and a job that met one in each of
-    # three processes would look like poison.
-    return _engine(settings().database_url, pool_pre_ping=True)
+    conf = settings()
+    made = create_engine(
+        sqlalchemy_url(conf.database_url),
+        pool_size=conf.db_pool_size,
+        max_overflow=conf.db_pool_size * 4,
+        pool_use_lifo=True,
+        # Pinged before use: after a restart of Postgres every process holds dead connections, and a job that met one in each of
+        # three processes would look like poison.
+        pool_pre_ping=True,
+        connect_args=_connect_options(),
+    )
+    event.listen(made, "do_connect", _name_it)
+    event.listen(made, "connect", _plan_anew)
+    return made
+
+
+class _Autocommit:
+    """Connections in autocommit mode, lent without the bookkeeping of SQLAlchemy's pool, which costs as much as a statement."""
+
+    def __init__(self) -> None:
+        self._keeps = settings().db_pool_size
+        self._lent = threading.BoundedSemaphore(self._keeps * 5)
+        self._idle: list[psycopg.Connection[Any]] = []
+
+    @contextmanager
+    def lend(self) -> Iterator[psycopg.Connection[Any]]:
+        """Lend a connection; one that comes back broken or in a transaction is not kept."""
+        with self._lent:
+            try:
+                conn = self._idle.pop()
+            except IndexError:
+                url = settings().database_url
+                conn = psycopg.connect(url, autocommit=True, application_name=_name, **_connect_options())
+                conn.execute(_BY_INDEX)
+            try:
+                yield conn
+            finally:
+                if conn.pgconn.transaction_status == TransactionStatus.IDLE and len(self._idle) < self._keeps:
+                    self._idle.append(conn)
+                else:
+                    conn.close()
+
+    def dispose(self) -> None:
+        """Close the connections that are not lent."""
+        idle, self._idle = self._idle, []
+        for conn in idle:
+            conn.close()
 
 
 @lru_cache(maxsize=1)
-def _autocommit_engine() -> Engine:
-    return _engine(settings().database_url, isolation_level="AUTOCOMMIT")
+def _autocommit() -> _Autocommit:
+    return _Autocommit()
 
 
 def _after_fork() -> None:
-    for cached in (engine, _autocommit_engine):
-        if cached.cache_info().currsize:
-            cached().dispose(close=False)
+    if engine.cache_info().currsize:
+        engine().dispose(close=False)
+    _autocommit.cache_clear()
 
 
 os.register_at_fork(after_in_child=_after_fork)
@@ -133,20 +181,16 @@ def _first_line(exc: BaseException) -> str:
 def statement() -> Iterator[psycopg.Connection[Any]]:
     """Lend a connection in autocommit mode, on which each statement is a transaction; `conn.transaction()` makes longer ones.
 
-    Raises `LedgerUnavailable` when Postgres is away; the connection is then dropped, and with it the idle ones of the pool.
+    Raises `LedgerUnavailable` when Postgres is away; the connection is then dropped, and with it the idle ones.
     """
     with translated():
-        pooled = _autocommit_engine().raw_connection()
-        driver: Any = pooled.driver_connection
         try:
-            yield driver
+            with _autocommit().lend() as conn:
+                yield conn
         except _AWAY as exc:
             if is_away(exc):
-                pooled.invalidate()
-                _autocommit_engine().dispose()
+                _autocommit().dispose()
             raise
-        finally:
-            pooled.close()
 
 
 def repeatable(work: Callable[[psycopg.Connection[Any]], T]) -> T:

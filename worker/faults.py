@@ -38,10 +38,11 @@ def arm(spec: str) -> None:
     """
     _armed.clear()
     for part in filter(None, (p.strip() for p in spec.split(","))):
-        name, action, nth = (*part.split(":"), "1")[:3]
-        if name not in POINTS or action not in _ACTIONS:
+        name, _, rest = part.partition(":")
+        action, _, nth = rest.partition(":")
+        if name not in POINTS or action not in _ACTIONS or not (nth or "1").isdigit():
             raise ValueError(f"fault {part!r}: points are {', '.join(POINTS)}; actions are {', '.join(_ACTIONS)}")
-        _armed[name] = (_ACTIONS[action], int(nth))
+        _armed[name] = (_ACTIONS[action], int(nth or 1))
 
 
 def point(name: str) -> None:

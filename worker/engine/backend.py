@@ -88,20 +88,21 @@ class LedgerBackend(KeyValueStoreBackend):  # type: ignore[misc]
             super().mark_as_done(task_id, result, request, store_result, state)
             return
         keep = store_result and not getattr(request, "ignore_result", False)
-        meta = self._meta(task_id, self.encode_result(result, state), state, None, request)
-        # Encoded before anything is ended: a result that is no JSON fails the task.
+        # Encoded before anything is ended: a result that is no JSON fails the task. One that nobody wants is not encoded.
+        encoded = self.encode_result(result, state) if keep or request.chord else None
+        children = self.current_task_children(request)
         outcome = Outcome(
             JobState.SUCCEEDED,
-            result=self.encode(meta["result"]) if keep else None,
-            children=self.encode(meta["children"]) if meta.get("children") else None,
+            result=self.encode(encoded) if keep else None,
+            children=self.encode(children) if children else None,
         )
-        text = self.encode(meta)
+        text = self.encode(self._meta(task_id, encoded, state, None, request)) if keep else ""
         if request.chord:
             run.session  # noqa: B018 - the part counts in the transaction that ends the job, so there must be one
         with run.settling("succeeded") as conn:
             if request.chord:
                 with scope(run):
-                    self._return_part(conn, request, state, meta["result"])
+                    self._return_part(conn, request, state, encoded)
             # A task that retried itself and returned all the same goes on; what it wrote stays.
             if run.successor is not None:
                 held = self._go_on(conn, run, None, "retried by the task")
@@ -165,6 +166,8 @@ class LedgerBackend(KeyValueStoreBackend):  # type: ignore[misc]
         """End an attempt that neither succeeded nor failed: a retry, a replacement, a rejection, or a task that ended itself."""
         error = repr(getattr(exc, "exc", None) or exc)
         job_id = run.claim.job_id
+        if not _did_its_work(run, exc):
+            run.undo()
         with run.settling(type(exc).__name__.lower()) as conn:
             if isinstance(exc, Reject) and exc.requeue:
                 held = settle.give_back(conn, job_id, run.guard, "rejected", error=error)
@@ -595,6 +598,12 @@ def _unlock(job_id: str, token: UUID | None) -> None:
     """Release the lock of an attempt that cannot do so itself, so that the next delivery is not taken for a duplicate."""
     if token is not None:
         locks.release(keys.job_lock(job_id), token.hex)
+
+
+def _did_its_work(run: Run, exc: BaseException) -> bool:
+    """Tell whether an attempt that ended aside keeps what it wrote: it handed on to another task, or says it succeeded."""
+    handed_on = run.replaced or run.successor is not None
+    return isinstance(exc, Ignore) and (handed_on or (run.manual is not None and run.manual[0] == states.SUCCESS))
 
 
 def _leaves(result: Any) -> Iterator[Any]:

@@ -110,7 +110,7 @@ class Run:
             returns.add(self.claim)
             raise
         SETTLED.labels(outcome).inc()
-        self._close()
+        self._close(gone=outcome in ("succeeded", "failed") and self.successor is None)
         faults.point(faults.AFTER_SETTLE)
         publish(self._sendables)
         for tell in self._after:
@@ -128,10 +128,14 @@ class Run:
         """Let what is enqueued from now on join the transaction that ends the attempt."""
         self.phase = Phase.SETTLING
 
-    def roll_back(self) -> None:
-        """Undo everything the attempt wrote; it can still end in another way."""
+    def undo(self) -> None:
+        """Undo what the attempt wrote, not what it is to go on with."""
         if self._session is not None:
             self._session.rollback()
+
+    def roll_back(self) -> None:
+        """Undo everything the attempt wrote; it can still end in another way."""
+        self.undo()
         self._sendables.clear()
         self._after.clear()
         self.successor = None
@@ -141,9 +145,11 @@ class Run:
         self._close()
         self._sendables.clear()
 
-    def _close(self) -> None:
+    def _close(self, *, gone: bool = False) -> None:
         self.phase = Phase.OVER
-        if self.lease is not None:
+        if self.lease is not None and gone:
+            keeper().drop(self.lease)  # nobody waits for the lock of a job that has ended
+        elif self.lease is not None:
             keeper().remove(self.lease)
             release(self.lease.key, self.lease.token)
         if self._session is not None:

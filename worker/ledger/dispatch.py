@@ -21,24 +21,26 @@ SELECT hop.queue, coalesce(q.paused, false), q."window"
 """
 
 #: A priority's due jobs in order; ten short index scans serve priorities before age without sorting a backlog of millions.
+#: Here and below the ids are gathered first, in an array: a join with them is planned for the table as it was when it was last
+#: looked at, perhaps empty, and then takes minutes on a full one.
 _TAKE = """
-WITH due AS (
+UPDATE jobs SET state = 'queued', dispatch_epoch = %(epoch)s, dispatched_at = clock_timestamp()
+ WHERE id = ANY(ARRAY(
   SELECT d.id FROM generate_series(0, 9) AS p(priority),
   LATERAL (SELECT id FROM jobs
             WHERE queue = %(queue)s AND jobs.priority = p.priority AND dispatch_epoch IS NULL AND state IN ('scheduled', 'queued')
               AND available_at <= clock_timestamp()
             ORDER BY available_at, id LIMIT %(room)s FOR UPDATE SKIP LOCKED) AS d
-  LIMIT %(room)s)
-UPDATE jobs SET state = 'queued', dispatch_epoch = %(epoch)s, dispatched_at = clock_timestamp()
-  FROM due WHERE jobs.id = due.id
-RETURNING jobs.id, jobs.queue, jobs.priority, jobs.revision, jobs.message, jobs.available_at
+  LIMIT %(room)s))
+RETURNING id, queue, priority, revision, message, available_at
 """
 
 #: Everything sent in an earlier life of the broker and not claimed.
 _FORGOTTEN = """
 UPDATE jobs SET dispatch_epoch = NULL, dispatched_at = NULL
- WHERE id IN (SELECT id FROM jobs WHERE state = 'queued' AND dispatch_epoch IS NOT NULL AND dispatch_epoch <> %(epoch)s
-               FOR UPDATE SKIP LOCKED)
+ WHERE id = ANY(ARRAY(
+  SELECT id FROM jobs WHERE state = 'queued' AND dispatch_epoch IS NOT NULL AND dispatch_epoch <> %(epoch)s
+     FOR UPDATE SKIP LOCKED))
 RETURNING id
 """
 
@@ -51,12 +53,13 @@ SELECT DISTINCT queue, priority FROM jobs
 #: claimed by now, whoever took it is gone. Sending it again is harmless where that is wrong.
 _LOST = """
 UPDATE jobs SET dispatch_epoch = NULL, dispatched_at = NULL
- WHERE id IN (SELECT id FROM jobs
-               WHERE state = 'queued' AND dispatch_epoch IS NOT NULL AND queue = %(queue)s AND priority = ANY(%(priorities)s)
-                 AND dispatched_at < clock_timestamp() - %(after_s)s * interval '1 second'
-                 AND (%(oldest_ms)s::float8 IS NULL
-                      OR dispatched_at < to_timestamp(%(oldest_ms)s::float8 / 1000) - %(after_s)s * interval '1 second')
-               FOR UPDATE SKIP LOCKED)
+ WHERE id = ANY(ARRAY(
+  SELECT id FROM jobs
+   WHERE state = 'queued' AND dispatch_epoch IS NOT NULL AND queue = %(queue)s AND priority = ANY(%(priorities)s)
+     AND dispatched_at < clock_timestamp() - %(after_s)s * interval '1 second'
+     AND (%(oldest_ms)s::float8 IS NULL
+          OR dispatched_at < to_timestamp(%(oldest_ms)s::float8 / 1000) - %(after_s)s * interval '1 second')
+     FOR UPDATE SKIP LOCKED))
 RETURNING id
 """
 

@@ -91,10 +91,14 @@ def is_ours(payload: Any) -> bool:
     """Tell whether a decoded payload is sound enough for a worker and was sent for a row (or on purpose without one)."""
     return (
         isinstance(payload, dict)
+        and isinstance(payload.get("body"), str)
         and isinstance(headers := payload.get("headers"), dict)
         and HEADER in headers
+        and isinstance(headers.get("task"), str)
+        and isinstance(headers.get("id"), str)
         and isinstance(properties := payload.get("properties"), dict)
         and "delivery_tag" in properties
+        and "delivery_info" in properties
     )
 
 
@@ -102,6 +106,6 @@ def sent_ms(payload: bytes) -> int | None:
     """Return when a payload on the wire was sent, in milliseconds since 1970; None when it does not say."""
     try:
         found = decode(payload)["headers"][HEADER]["t"]
-    except (msgspec.MsgspecError, KeyError, TypeError):
+    except (msgspec.MsgspecError, RecursionError, KeyError, TypeError):
         return None
     return found if isinstance(found, int) else None

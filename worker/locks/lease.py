@@ -11,6 +11,9 @@ from worker.errors import HoldfastError, StoreUnavailable
 from worker.store import Role, coordination, script
 from worker.telemetry import OUTAGES
 
+#: Seconds for which a dropped lease may linger, so that many are released together.
+_LINGER_S = 0.25
+
 _release = script("lease_release")
 _renew = script("lease_renew")
 
@@ -49,35 +52,55 @@ def release(key: str, token: str, role: Role | None = None) -> None:
 
 
 class Keeper:
-    """The thread that renews all leases of a process at a third of their life."""
+    """The thread that renews a process's leases at a third of their life, and releases those that nobody waits for."""
 
     def __init__(self) -> None:
         self._held: dict[str, tuple[Lease, float]] = {}
+        self._dropped: list[Lease] = []
         self._lock = threading.Lock()
         self._wake = threading.Event()
+        self._sleeps_until = 0.0
         self._thread: threading.Thread | None = None
 
     def add(self, lease: Lease) -> None:
-        """Renew this lease until it is removed."""
+        """Renew this lease until it is removed or dropped."""
         with self._lock:
-            self._held[lease.key] = (lease, time.monotonic() + lease.ttl_ms / 3000)
-            if self._thread is None or not self._thread.is_alive():
-                self._thread = threading.Thread(target=self._run, name="holdfast-leases", daemon=True)
-                self._thread.start()
-        self._wake.set()
+            due = time.monotonic() + lease.ttl_ms / 3000
+            self._held[lease.key] = (lease, due)
+            self._be_awake(due)
 
     def remove(self, lease: Lease) -> None:
         """Stop renewing this lease."""
         with self._lock:
             self._held.pop(lease.key, None)
 
+    def drop(self, lease: Lease) -> None:
+        """Stop renewing this lease and release it soon, many in one round trip."""
+        with self._lock:
+            self._held.pop(lease.key, None)
+            self._dropped.append(lease)
+            if len(self._dropped) == 1:
+                self._be_awake(time.monotonic() + _LINGER_S)
+
+    def _be_awake(self, due: float) -> None:
+        if self._thread is None or not self._thread.is_alive():
+            self._thread = threading.Thread(target=self._run, name="holdfast-leases", daemon=True)
+            self._thread.start()
+        if due < self._sleeps_until:  # Waking it for every lease would cost more than the lease.
+            self._sleeps_until = due
+            self._wake.set()
+
     def _run(self) -> None:
         while True:
             with self._lock:
-                due = min((at for _, at in self._held.values()), default=time.monotonic() + 60)
-            if self._wake.wait(max(0.01, due - time.monotonic())):
+                now = time.monotonic()
+                due = min((at for _, at in self._held.values()), default=now + 60)
+                self._sleeps_until = min(due, now + _LINGER_S) if self._dropped else due
+            if self._wake.wait(max(0.01, self._sleeps_until - now)):
                 self._wake.clear()
+                continue  # to sleep for the time that is now due
             self._renew_due()
+            self._release_dropped()
 
     def _renew_due(self) -> None:
         now = time.monotonic()
@@ -92,6 +115,20 @@ class Keeper:
             with self._lock:
                 if lease.key in self._held:
                     self._held[lease.key] = (lease, now + lease.ttl_ms / 3000)
+
+    def _release_dropped(self) -> None:
+        with self._lock:
+            dropped, self._dropped = self._dropped, []
+        if not dropped:
+            return
+        try:
+            with coordination().use() as client:
+                pipe = client.pipeline(transaction=False)
+                for lease in dropped:
+                    _release(pipe, [lease.key], [lease.token])
+                pipe.execute()
+        except HoldfastError:
+            OUTAGES.labels("lease", "runs out").inc(len(dropped))
 
 
 _keepers: dict[int, Keeper] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable
+from typing import Any
 
 import psutil
 
@@ -20,8 +21,10 @@ from worker.store import Role, cache, coordination, keys
 _AWAY_S = 1.5
 #: Seconds in which Postgres has carried out what a worker had sent before it was stopped, a commit for instance.
 _IN_FLIGHT_S = 0.1
-#: Seconds to wait for a moment at which the victim has a job in hand.
+#: Seconds in which a moment is sought at which the victim has a job in hand, or a connection that works.
 _PATIENCE_S = 10.0
+#: Seconds of that spent at a time: the demo has other things to look at.
+_TRY_S = 0.3
 
 
 class Breaker:
@@ -31,20 +34,24 @@ class Breaker:
         self._plan, self._stack, self._tell = plan, stack, tell
         self._ahead = list(plan.breaks)
         self._back_at: float | None = None
+        #: Until when a moment is sought at which the worker that is to be killed has jobs in hand.
+        self._hunt_until: float | None = None
         self.redis_losses = 0
         self.workers_killed = 0
-        self._deeds = {Fault.FLUSH: self._flush, Fault.KILL: self._kill_worker, Fault.RESTART: self._take_redis_down}
+        self._deeds = {Fault.FLUSH: self._flush, Fault.KILL: self._start_hunt, Fault.RESTART: self._take_redis_down}
 
     @property
     def finished(self) -> bool:
         """Whether everything has been broken, and what is to come back is back."""
-        return not self._ahead and self._back_at is None
+        return not self._ahead and self._back_at is None and self._hunt_until is None
 
     def look(self, part: float) -> None:
         """Break what is due when this part of the jobs is done."""
         if self._back_at is not None:
             if time.monotonic() >= self._back_at:
                 self._bring_redis_back()
+        elif self._hunt_until is not None:
+            self._hunt(self._hunt_until)
         elif self._ahead and part >= self._ahead[0].at:
             self._deeds[self._ahead.pop(0).fault]()
 
@@ -66,27 +73,39 @@ class Breaker:
         self.redis_losses += 1
         self._tell("Redis is back, and empty")
 
-    def _kill_worker(self) -> None:
-        """Kill a worker with its children while it has jobs in hand: it is frozen for the look, so that none ends meanwhile."""
+    def _start_hunt(self) -> None:
+        self._hunt_until = time.monotonic() + _PATIENCE_S
+        self._hunt(self._hunt_until)
+
+    def _hunt(self, until: float) -> None:
+        """Kill a worker with its children at a moment at which it has jobs in hand; after `until`, at any."""
         name = f"worker-{self._plan.victim}"
-        deadline = time.monotonic() + _PATIENCE_S
-        while True:
+        pause = time.monotonic() + _TRY_S
+        while (now := time.monotonic()) < pause:
             with statement() as conn:
-                found = record.worker(conn, name)
-            tree = _frozen(found[1]) if found else []
-            time.sleep(_IN_FLIGHT_S)
-            with statement() as conn:
-                jobs = record.in_hand(conn, found[0]) if found else 0
-            if tree and (jobs or time.monotonic() > deadline):
-                break
+                node = record.worker(conn, name)
+                busy = node is not None and record.in_hand(conn, node[0]) > 0
+            if node is not None and (busy or now > until) and self._strike(name, *node, anyhow=now > until):
+                self._hunt_until = None
+                return
+            time.sleep(0.005)
+
+    def _strike(self, name: str, node_id: Any, pid: int, *, anyhow: bool) -> bool:
+        """Stop the worker, so that no job of it ends while they are counted, and kill it; if it has none, let it go on."""
+        tree = _stopped(pid)
+        time.sleep(_IN_FLIGHT_S)
+        with statement() as conn:
+            jobs = record.in_hand(conn, node_id)
+        if not jobs and not anyhow:
             _send(tree, signal.SIGCONT)
-            time.sleep(0.02)
+            return False
         _send(tree, signal.SIGKILL)
         self.workers_killed += 1
         self._tell(f"SIGKILL to {name} and its {len(tree) - 1} children, with {jobs} job{'' if jobs == 1 else 's'} in hand")
+        return True
 
 
-def _frozen(pid: int) -> list[psutil.Process]:
+def _stopped(pid: int) -> list[psutil.Process]:
     """Stop a process and its children, and return them."""
     try:
         process = psutil.Process(pid)

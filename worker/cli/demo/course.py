@@ -17,7 +17,7 @@ from worker.cli.demo.entrances import Callers
 from worker.cli.demo.figures import Evidence, Figures, Promise, count, verdict
 from worker.cli.demo.plan import Entrance, Plan
 from worker.cli.demo.screen import Screen, screen
-from worker.cli.demo.system import SHORTENED, System, apart, interruptible
+from worker.cli.demo.system import SHORTENED, Interrupts, System, apart
 from worker.cli.exits import ExitCode
 from worker.cli.output import emit, note
 from worker.db import statement
@@ -35,11 +35,11 @@ def run_demo(*, jobs: int = 5000, seed: int | None = None, as_json: bool = False
     or done against a rollback, 1 otherwise. Raises `ValueError` for too few jobs.
     """
     plan = plans.make(jobs, secrets.randbelow(2**31) if seed is None else seed)
-    with apart(), interruptible(), screen(as_json=as_json) as shown:
+    with apart(), screen(as_json=as_json) as shown, Interrupts() as interrupts:
         shortened = ", ".join(f"{name} {value:g}" for name, value in SHORTENED.items())
         shown.tell(f"seed {plan.seed}; shortened for the demo: {shortened}")
-        with System() as system, CountingServer() as counting:
-            course = Course(plan, shown, system, counting)
+        with System(interrupts) as system, CountingServer() as counting:
+            course = Course(plan, shown, system, counting, interrupts)
             figures = course.run()
             system.keep = not figures.passed
             shown.close(figures)
@@ -56,8 +56,9 @@ def run_demo(*, jobs: int = 5000, seed: int | None = None, as_json: bool = False
 class Course:
     """One demo on a system that has been started."""
 
-    def __init__(self, plan: Plan, shown: Screen, system: System, counting: CountingServer) -> None:
+    def __init__(self, plan: Plan, shown: Screen, system: System, counting: CountingServer, interrupts: Interrupts) -> None:
         self._plan, self._shown, self._system, self._counting = plan, shown, system, counting
+        self._interrupts = interrupts
         self._book, self._pace = Book(), Pace(plan.jobs)
         self._breaker = Breaker(plan, system.stack, shown.tell)
         self._callers = Callers(plan, self._book, self._pace, counting_url=counting.url, flower_url=system.flower_url)
@@ -91,12 +92,14 @@ class Course:
         """Look, break, show, until it is over or nothing moves any more."""
         done, moved = -1, time.monotonic()
         while True:
+            self._interrupts.check()
             figures = self._count()
             self._shown.show(figures)
             if over(figures):
                 return
-            if figures.total.done != done:
-                done, moved = figures.total.done, time.monotonic()
+            # The schedule ticks on whatever happens, so it does not count.
+            if (now_done := figures.total.done - figures.entrances[Entrance.SCHEDULE].done) != done:
+                done, moved = now_done, time.monotonic()
             elif time.monotonic() - moved > _STALL_S:
                 self._shown.tell(f"no job has ended for {_STALL_S:g} s: nothing more is waited for")
                 return

@@ -27,10 +27,12 @@ from worker.tasks.http import http_call
 
 #: Rounds in which each caller calls its share.
 _ROUNDS = 25
-#: Milliseconds a job works at the most: some are always half-way when a worker dies.
-_WORK_MS = 10
+#: Milliseconds a job works at the most, but for one in `_LONG_ONE_IN`: so that somebody is half-way whenever a worker dies.
+_WORK_MS, _LONG_MS, _LONG_ONE_IN = 10, 200, 40
 #: Seconds after which a foreign client takes a message that nobody has adopted for lost.
 _ADOPTED_S = 3.0
+#: Seconds a caller gets to finish its call at the end.
+_GOODBYE_S = 5.0
 #: Seconds between two tries of a client that got no answer.
 _AGAIN_S = 0.2
 
@@ -65,7 +67,9 @@ class Callers:
 
     def start(self) -> None:
         """Begin to call."""
-        app.finalize()  # here, not by whichever thread comes first
+        # What Celery makes on first use it makes here, not in whichever thread comes first.
+        app.finalize()
+        _ = app.amqp.send_task_message, self._foreign.amqp.send_task_message
         for thread in self._threads:
             thread.start()
 
@@ -81,6 +85,8 @@ class Callers:
         self._pace.stop()
         if self._commands is not None:
             self._commands.kill()
+        for thread in self._threads:
+            thread.join(_GOODBYE_S)
 
     def _call(self, pushes: Mapping[Entrance, Push]) -> None:
         try:
@@ -95,7 +101,9 @@ class Callers:
             self._failure = exc
 
     def _call_of(self, entrance: Entrance) -> tuple[str, float]:
-        return entrance.value, round(self._random[entrance].uniform(0, _WORK_MS), 1)
+        random = self._random[entrance]
+        work_ms = _LONG_MS if random.randrange(_LONG_ONE_IN) == 0 else random.uniform(0, _WORK_MS)
+        return entrance.value, round(work_ms, 1)
 
     # ---- Python
 

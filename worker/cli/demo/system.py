@@ -43,8 +43,10 @@ class System:
 
     stack: Stack
 
-    def __init__(self) -> None:
+    def __init__(self, interrupts: Interrupts) -> None:
+        self._interrupts = interrupts
         self.folder = Path(tempfile.mkdtemp(prefix="holdfast-demo-"))
+        #: Whether the folder stays, for somebody to look into.
         self.keep = False
         self._programs: list[subprocess.Popen[bytes]] = []
         self._port = _free_port()
@@ -57,12 +59,14 @@ class System:
     def __enter__(self) -> Self:
         try:
             self.stack = ensure(self.folder)
+            self._interrupts.check()
             os.environ.update(self._environment())
             settings.cache_clear()
             upgrade()
             with statement() as conn:
                 history.keep_up(conn)
                 record.create(conn)
+            self._interrupts.check()
             self._start()
         except BaseException:
             self._close()
@@ -78,6 +82,7 @@ class System:
             "HOLDFAST_HOME": str(self.folder), "HOLDFAST_INCLUDE": "worker.cli.demo.tasks",
             "HOLDFAST_HTTP_ALLOW_PRIVATE": "true",  # the counting server is on loopback
             "HOLDFAST_FLOWER_AUTH": self._flower_auth,
+            "TMPDIR": str(self.folder),  # a worker that is killed leaves temporary files behind
             **{f"HOLDFAST_{name.upper()}": str(value) for name, value in SHORTENED.items()},
         }  # fmt: skip
 
@@ -102,6 +107,7 @@ class System:
         """Wait until the workers have registered and Flower answers. Raises `HoldfastError`."""
         deadline = time.monotonic() + _READY_S
         while not self._is_ready():
+            self._interrupts.check()
             if any(program.poll() is not None for program in self._programs) or time.monotonic() > deadline:
                 raise HoldfastError(f"the programs did not start; the end of their log:\n{self._tail()}")
             time.sleep(0.1)
@@ -162,19 +168,30 @@ def apart() -> Iterator[None]:
         settings.cache_clear()
 
 
-@contextmanager
-def interruptible() -> Iterator[None]:
-    """Take a request to end, or a terminal that goes, for a Ctrl-C; and while cleaning up after one, take no more of them."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, _interrupt) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
+class Interrupts:
+    """Ctrl-C, a request to end, or a terminal that goes, noticed where the demo says that it can stop.
+
+    Not where they happen to strike: an exception out of a signal handler can fall into the middle of a fork, where it is lost and
+    the locks held there with it, or between the start of a server and the note that it has to be stopped.
+    """
+
+    _NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def __init__(self) -> None:
+        self._asked = False
+
+    def check(self) -> None:
+        """Raise `KeyboardInterrupt` if one has come."""
+        if self._asked:
+            raise KeyboardInterrupt
+
+    def _note(self, *_: object) -> None:
+        self._asked = True
+
+    def __enter__(self) -> Self:
+        self._before = {number: signal.signal(number, self._note) for number in self._NUMBERS}
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None) -> None:
+        for number, handler in self._before.items():
             signal.signal(number, handler)
-
-
-def _interrupt(*_: object) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    raise KeyboardInterrupt
