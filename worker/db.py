@@ -29,7 +29,8 @@ T = TypeVar("T")
 _name = "holdfast"
 
 #: The ledger's statements all go by an index. Their plans are kept, though, and one made while `jobs` was empty, where reading
-#: it whole costs nothing, would read a backlog whole for each claim until the table is next analysed.
+#: it whole costs nothing, would read a backlog whole for each claim until the table is next analysed. Behind a pooler, where a
+#: session's settings are not ours to change, nothing is prepared and so no plan is kept.
 _BY_INDEX = "SET enable_seqscan = off"
 #: The same for what runs in sessions, whose own statements may well read whole tables: plan each time.
 _PLAN_ANEW = "SET plan_cache_mode = force_custom_plan"
@@ -90,7 +91,8 @@ def engine() -> Engine:
         connect_args=_connect_options(),
     )
     event.listen(made, "do_connect", _name_it)
-    event.listen(made, "connect", _plan_anew)
+    if conf.db_prepared:
+        event.listen(made, "connect", _plan_anew)
     return made
 
 
@@ -111,7 +113,8 @@ class _Autocommit:
             except IndexError:
                 url = settings().database_url
                 conn = psycopg.connect(url, autocommit=True, application_name=_name, **_connect_options())
-                conn.execute(_BY_INDEX)
+                if settings().db_prepared:
+                    conn.execute(_BY_INDEX)
             try:
                 yield conn
             finally:

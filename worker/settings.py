@@ -55,7 +55,7 @@ class Settings(BaseSettings):
 
     db_pool_size: int = Field(5, ge=1, description="Postgres connections one process keeps open.")
     db_connect_s: float = Field(3.0, gt=0, description="Seconds to wait for a Postgres connection.")
-    db_prepared: bool = Field(True, description="Whether statements are prepared on the server; off behind a pooler that cannot (PgBouncer before 1.21).")
+    db_prepared: bool = Field(True, description="Whether statements are prepared and sessions set up on the server; off behind a pooler in transaction mode.")
     redis_timeout_s: float = Field(1.0, gt=0, description="Seconds to wait for one Redis answer.")
 
     http_allow_private: bool = Field(False, description="Whether `http.call` may reach private, loopback and link-local addresses.")
