@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,9 +37,12 @@ _BY_INDEX = "SET enable_seqscan = off"
 _PLAN_ANEW = "SET plan_cache_mode = force_custom_plan"
 
 #: Errors that say the server is away or going away, not that the statement was wrong.
-_AWAY = (psycopg.OperationalError, psycopg.InterfaceError)
+#: After a failover the old connections may live on with a server that only reads.
+_AWAY = (psycopg.OperationalError, psycopg.InterfaceError, pg.ReadOnlySqlTransaction)
 #: Operational errors that speak of one statement while the connection is well.
-_NOT_AWAY = (pg.QueryCanceled, pg.LockNotAvailable, pg.DeadlockDetected, pg.SerializationFailure)
+_NOT_AWAY = (
+    pg.QueryCanceled, pg.LockNotAvailable, pg.DeadlockDetected, pg.SerializationFailure, pg.ProgramLimitExceeded,
+)  # fmt: skip
 
 
 def sqlalchemy_url(database_url: str) -> str:
@@ -108,20 +112,37 @@ class _Autocommit:
     def lend(self) -> Iterator[psycopg.Connection[Any]]:
         """Lend a connection; one that comes back broken or in a transaction is not kept."""
         with self._lent:
-            try:
-                conn = self._idle.pop()
-            except IndexError:
+            conn = self._pop_living()
+            if conn is None:
                 url = settings().database_url
                 conn = psycopg.connect(url, autocommit=True, application_name=_name, **_connect_options())
                 if settings().db_prepared:
                     conn.execute(_BY_INDEX)
             try:
                 yield conn
+            except _AWAY as exc:
+                if is_away(exc):
+                    conn.close()
+                raise
             finally:
                 if conn.pgconn.transaction_status == TransactionStatus.IDLE and len(self._idle) < self._keeps:
                     self._idle.append(conn)
                 else:
                     conn.close()
+
+    def _pop_living(self) -> psycopg.Connection[Any] | None:
+        """Take an idle connection that has not been ended meanwhile; one that has something to read has been."""
+        while True:
+            try:
+                conn = self._idle.pop()
+            except IndexError:
+                return None
+            if not conn.closed:
+                poll = select.poll()
+                poll.register(conn.fileno(), select.POLLIN)
+                if not poll.poll(0):
+                    return conn
+            conn.close()
 
     def dispose(self) -> None:
         """Close the connections that are not lent."""

@@ -138,6 +138,7 @@ CREATE TABLE jobs (
     CONSTRAINT jobs_claim_check CHECK (state <> 'running' OR (claim_token IS NOT NULL AND claimed_at IS NOT NULL))
 )
  WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
+CREATE INDEX jobs_cancelled_ix ON jobs (id) WHERE cancel_requested AND state <> 'running';
 CREATE INDEX jobs_due_ix ON jobs (queue, priority, available_at, id) WHERE dispatch_epoch IS NULL AND state IN ('scheduled', 'queued');
 CREATE INDEX jobs_expires_ix ON jobs (expires_at) WHERE expires_at IS NOT NULL AND state <> 'running';
 CREATE INDEX jobs_running_ix ON jobs (worker_id) WHERE state = 'running';

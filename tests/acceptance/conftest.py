@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +71,11 @@ class House:
 
     def deliver_again(self, job_id: str) -> None:
         """Push a living job's message once more by hand."""
-        ((message, queue, priority, revision),) = self.sql("SELECT message, queue, priority, revision FROM jobs WHERE id = %s", job_id)
-        self.redis.lpush(keys.queue(queue, priority), wire(message, queue, priority, revision))
+        ((message, queue, priority, revision, now_ms),) = self.sql(
+            "SELECT message, queue, priority, revision, extract(epoch FROM clock_timestamp()) * 1000 FROM jobs WHERE id = %s",
+            job_id,
+        )
+        self.redis.lpush(keys.queue(queue, priority), wire(message, queue, priority, revision, int(now_ms)))
 
     def end(self) -> None:
         """End everything started here."""
@@ -88,7 +90,12 @@ def house(stack: Stack, template: str, request: pytest.FixtureRequest) -> Iterat
     name = f"acceptance_{request.module.__name__.rpartition('.')[2]}"
     with pytest.MonkeyPatch.context() as patch:
         url = harness.create_database(stack.postgres.url, name, template)
-        for variable, value in {**SETTINGS, "DATABASE_URL": url, "REDIS_URL": stack.redis.url, "CACHE_URL": stack.cache.url}.items():
+        for variable, value in {
+            **SETTINGS,
+            "DATABASE_URL": url,
+            "REDIS_URL": stack.redis.url,
+            "CACHE_URL": stack.cache.url,
+        }.items():
             patch.setenv(variable, value)
         harness.forget()
         house = House(stack, url)
@@ -100,12 +107,6 @@ def house(stack: Stack, template: str, request: pytest.FixtureRequest) -> Iterat
         house.end()
         harness.forget()
     harness.drop_database(stack.postgres.url, name)
-
-
-@pytest.fixture
-def lines(tmp_path: Path) -> Callable[[Path], list[str]]:
-    """Return the lines of a file that may not be there yet."""
-    return lambda path: path.read_text().splitlines() if path.exists() else []
 
 
 @pytest.fixture
@@ -126,8 +127,3 @@ class Log:
     @property
     def lines(self) -> list[str]:
         return self.path.read_text().splitlines() if self.path.exists() else []
-
-
-def body_of(message: dict[str, Any]) -> Any:
-    """Return the decoded body of a stored message."""
-    return json.loads(message["body"])

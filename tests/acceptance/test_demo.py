@@ -66,7 +66,7 @@ def test_the_demo_passes_and_tells_its_figures(demo: Demo, tmp_path: Path) -> No
 
 def test_the_demo_fails_when_an_effect_is_doubled_and_another_is_missing(demo: Demo, tmp_path: Path) -> None:
     program = demo("--jobs", "100", "--json", "--seed", "2")
-    program.wait_for_log("Redis is back, and empty", RUN_S)
+    program.wait_for_log("Flower are up", RUN_S)
     with psycopg.connect(_services(tmp_path)["database_url"], autocommit=True) as conn:
         done = eventually(lambda: conn.execute("SELECT job_id FROM demo_effects LIMIT 2").fetchall()[1:], what="two effects")
         conn.execute("INSERT INTO demo_effects SELECT * FROM demo_effects WHERE job_id <> %s LIMIT 1", done[0])

@@ -55,8 +55,15 @@ def got(result: Any) -> Any:
 
 
 def test_delay_apply_async_send_task_and_signatures_return_results() -> None:
-    results = [t.add.delay(1, 2), t.add.apply_async((1,), {"y": 2}), app.send_task("tests.sample_tasks.add", (1, 2)),
-               t.add.s(1, 2).delay(), t.add.si(1, 2).apply_async(), t.add.s(1).delay(2), app.signature("tests.sample_tasks.add", (1, 2)).delay()]
+    results = [
+        t.add.delay(1, 2),
+        t.add.apply_async((1,), {"y": 2}),
+        app.send_task("tests.sample_tasks.add", (1, 2)),
+        t.add.s(1, 2).delay(),
+        t.add.si(1, 2).apply_async(),
+        t.add.s(1).delay(2),
+        app.signature("tests.sample_tasks.add", (1, 2)).delay(),
+    ]
     assert [got(result) for result in results] == [3] * 7
 
 
@@ -77,7 +84,12 @@ def test_chord_hands_all_results_to_its_body() -> None:
 
 
 def test_chunks_map_and_starmap_work() -> None:
-    assert got(t.add.chunks(zip(range(10), range(10), strict=True), 3).apply_async()) == [[0, 2, 4], [6, 8, 10], [12, 14, 16], [18]]
+    assert got(t.add.chunks(zip(range(10), range(10), strict=True), 3).apply_async()) == [
+        [0, 2, 4],
+        [6, 8, 10],
+        [12, 14, 16],
+        [18],
+    ]
     assert got(t.total.map([[1, 2], [3, 4]]).delay()) == [3, 7]
     assert got(t.add.starmap([(1, 2), (3, 4)]).delay()) == [3, 7]
     assert got(t.add.chunks(zip(range(4), range(4), strict=True), 2).group()()) == [[0, 2], [4, 6]]
@@ -116,8 +128,10 @@ def test_row_inserted_by_sql_runs(house: House) -> None:
     message = {"headers": {"task": "tests.sample_tasks.add", "id": "by-sql"}, "properties": {}, "body": "[[20, 1], {}, {}]"}
     house.sql("DELETE FROM job_history WHERE id = 'by-sql'")
     house.cache.delete("celery-task-meta-by-sql")
-    house.sql("INSERT INTO jobs (id, task, queue, state, message) VALUES ('by-sql', 'tests.sample_tasks.add', 'default', 'queued', %s)",
-              json.dumps(message))  # fmt: skip
+    house.sql(
+        "INSERT INTO jobs (id, task, queue, state, message) VALUES ('by-sql', 'tests.sample_tasks.add', 'default', 'queued', %s)",
+        json.dumps(message),
+    )
     assert got(app.AsyncResult("by-sql")) == 21
 
 
@@ -164,7 +178,9 @@ def test_link_error_runs_after_failure_in_both_of_celerys_ways(log: Log) -> None
 
 
 def test_chain_ends_where_a_task_fails_and_its_error_callback_runs(log: Log, house: House) -> None:
-    result = chain(t.add.s(1, 1), t.fail.si("middle"), t.note_run.si(str(log), "never")).apply_async(link_error=t.note_error.s(str(log)))
+    result = chain(t.add.s(1, 1), t.fail.si("middle"), t.note_run.si(str(log), "never")).apply_async(
+        link_error=t.note_error.s(str(log))
+    )
     with pytest.raises(ValueError, match="middle"):
         got(result.parent)
     with pytest.raises(ValueError, match="middle"):
@@ -215,7 +231,10 @@ def test_retry_goes_on_under_the_same_id_and_counts(house: House) -> None:
     result = t.mark_each_try.delay("try", 2)
     assert got(result) == 2
     assert house.labels(result.id) == ["try 2"], "what the attempts before wrote is rolled back"
-    assert house.sql("SELECT attempt, outcome FROM attempts WHERE job_id = %s ORDER BY attempt", result.id) == [(1, "retry"), (2, "retry")]
+    assert house.sql("SELECT attempt, outcome FROM attempts WHERE job_id = %s ORDER BY attempt", result.id) == [
+        (1, "retry"),
+        (2, "retry"),
+    ]
     assert house.sql("SELECT attempt, state FROM job_history WHERE id = %s", result.id) == [(3, "succeeded")]
 
 
@@ -269,6 +288,12 @@ def test_reject_discards_or_gives_back(log: Log, house: House) -> None:
     again = t.reject.delay(str(log), True)
     assert got(again) == "taken the second time"
     assert log.lines == ["run", "run"]
+    assert (
+        house.sql(
+            "SELECT error FROM job_history WHERE id LIKE 'raw-%%' AND message ->> 'raw' IS NOT NULL AND error LIKE '%%dict'"
+        )
+        == []
+    )
 
 
 def test_ignore_ends_a_job_without_a_result(house: House) -> None:
@@ -447,11 +472,13 @@ def test_wrong_arguments_fail_the_job_alone() -> None:
 
 
 def test_unreadable_messages_on_the_queue_hold_nobody_up(house: House) -> None:
-    for raw in (b"\xff\xfe", b"[" * 100_000, b'{"headers": {"holdfast": {"r": 0}}, "properties": {"delivery_tag": "x"}}',
-                b'{"headers": {"holdfast": {"r": 0}, "task": "tests.sample_tasks.add", "id": "stray"}, "properties": {"delivery_tag": "y"}, '
-                b'"body": "{", "content-type": "application/json", "content-encoding": "utf-8"}',
-                b'{"headers": {"holdfast": {"r": 0}, "task": "tests.sample_tasks.add", "id": "stray2"}, "properties": {"delivery_tag": "z"}, '
-                b'"body": "gA==", "content-type": "application/x-python-serialize", "content-encoding": "binary"}'):  # fmt: skip
+    stray = {
+        "headers": {"holdfast": {"r": 0}, "task": "tests.sample_tasks.add", "id": "stray"},
+        "properties": {"delivery_tag": "x", "delivery_info": {"exchange": "", "routing_key": "default"}},
+        "body": "{", "content-type": "application/json", "content-encoding": "utf-8",
+    }  # fmt: skip
+    pickled = {**stray, "body": "gA==", "content-type": "application/x-python-serialize", "content-encoding": "binary"}
+    for raw in (b"\xff\xfe", b"[" * 100_000, json.dumps(stray), json.dumps(pickled), json.dumps({**stray, "properties": {}})):
         house.redis.lpush("default", raw)
     assert [got(t.add.delay(i, i)) for i in range(4)] == [0, 2, 4, 6]
 
@@ -459,8 +486,13 @@ def test_unreadable_messages_on_the_queue_hold_nobody_up(house: House) -> None:
 def test_job_whose_message_no_worker_can_read_is_set_aside(house: House, pool: str) -> None:
     job_id, epoch = f"unreadable-{pool}", house.redis.get("holdfast:epoch").decode()  # type: ignore[union-attr]
     message = {"headers": {"task": "tests.sample_tasks.add", "id": job_id}, "properties": {}, "body": "{"}
-    house.sql("INSERT INTO jobs (id, task, queue, state, message, dispatch_epoch, dispatched_at) "
-              "VALUES (%s, 'tests.sample_tasks.add', 'default', 'queued', %s, %s, now())", job_id, json.dumps(message), epoch)  # fmt: skip
+    house.sql(
+        "INSERT INTO jobs (id, task, queue, state, message, dispatch_epoch, dispatched_at) "
+        "VALUES (%s, 'tests.sample_tasks.add', 'default', 'queued', %s, %s, now())",
+        job_id,
+        json.dumps(message),
+        epoch,
+    )
     house.deliver_again(job_id)
     assert house.wait_for(job_id, "discarded") == "discarded"
     assert got(t.add.delay(1, 1)) == 2

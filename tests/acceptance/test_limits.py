@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,23 +57,25 @@ def test_hard_time_limit_in_a_chord_fails_the_chord() -> None:
         got(app.AsyncResult(result.id))
 
 
-def test_running_job_is_terminated(house: House, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGKILL"])
+def test_running_job_is_terminated(name: str, house: House, tmp_path: Path) -> None:
     started = tmp_path / "started"
     result = t.wait_for.delay(str(tmp_path / "never"), str(started))
     eventually(started.exists, WAIT)
-    app.control.revoke(result.id, terminate=True, signal="SIGKILL")
+    app.control.revoke(result.id, terminate=True, signal=name)
     with pytest.raises(TaskRevokedError):
         got(result)
     assert house.state(result.id) == "cancelled"
     assert got(t.add.delay(1, 1)) == 2
 
 
-def test_death_of_a_child_is_noticed_at_once_and_the_job_runs_again(house: House, log: Log, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGKILL"])
+def test_death_of_a_child_is_noticed_at_once_and_the_job_runs_again(name: str, house: House, log: Log, tmp_path: Path) -> None:
     gate, started = tmp_path / "gate", tmp_path / "started"
     result = t.wait_for.delay(str(gate), str(started), str(log))
     eventually(started.exists, WAIT)
     killed = time.monotonic()
-    psutil.Process(int(log.lines[0])).kill()
+    psutil.Process(int(log.lines[0])).send_signal(signal.Signals[name])
     eventually(lambda: len(log.lines) == 2, WAIT, what="the second run")
     assert time.monotonic() - killed < 8, "by its parent, not by an audit or a lease"
     gate.touch()
@@ -115,11 +118,13 @@ def test_prefetched_jobs_behind_a_long_one_all_run(house: House, tmp_path: Path)
     for gate in gates:
         gate.touch()
     assert [got(result) for result in (*long, *short)] == ["done", "done", *(2 * i for i in range(6))]
-    assert house.sql("SELECT max(attempt) FROM job_history WHERE id = ANY(%s)", [result.id for result in (*long, *short)]) == [(1,)]
+    assert house.sql("SELECT max(attempt) FROM job_history WHERE id = ANY(%s)", [result.id for result in (*long, *short)]) == [
+        (1,)
+    ]
 
 
 def test_unserialisable_error_of_a_task_is_told_all_the_same() -> None:
-    with pytest.raises(Exception, match="cannot be written"):
+    with pytest.raises(Exception, match="Odd"):
         got(t.fail_oddly.delay())
 
 

@@ -46,7 +46,7 @@ def results(stack: Stack) -> Iterator[Redis]:
 def arena(stack: Stack, template: str, request: pytest.FixtureRequest) -> Iterator[Start]:
     """Starts programs on a database and servers that the tests of one file share, at the speed of this run; a relay runs.
 
-    Starting what runs already does nothing, so each test names what it needs.
+    Starting what runs already does nothing, so each test names what it needs. `SETTINGS` of the file are put over the usual ones.
     """
     name = request.module.__name__.rpartition(".")[2]
     started: list[Program] = []
@@ -56,7 +56,7 @@ def arena(stack: Stack, template: str, request: pytest.FixtureRequest) -> Iterat
         support.start_together(*programs)
 
     with pytest.MonkeyPatch.context() as patch:
-        for variable, value in support.SETTINGS.items():
+        for variable, value in {**support.SETTINGS, **getattr(request.module, "SETTINGS", {})}.items():
             patch.setenv(variable, value)
         patch.setenv("DATABASE_URL", harness.create_database(stack.postgres.url, name, template))
         patch.setenv("REDIS_URL", stack.redis.url)

@@ -70,21 +70,27 @@ def test_killing_workers_again_and_again_under_load_loses_and_doubles_nothing(rn
 def test_a_frozen_worker_commits_nothing_late_and_works_on_once_it_is_thawed(crew: Start, database_role: str, fence: str) -> None:
     """The relay ends a dead worker's connections. Where it may not, as with another role's, the claim token alone decides."""
     kept = fence == "token"
-    frozen = support.worker(**({"DATABASE_URL": database_role} if kept else {}))
-    other = support.worker()
+    frozen, other = support.worker(**({"DATABASE_URL": database_role} if kept else {})), support.worker()
     crew(frozen)
-    ids = enqueue_many(tasks.hold, [("frozen", 1.5, not kept) for _ in range(2)])
+    ids = enqueue_many(tasks.hold, [("frozen", 3.0, not kept) for _ in range(2)])
     eventually(lambda: support.holding() == len(ids), 15, what="effects written and not committed")
     frozen.freeze()
     crew(other)
+    again = "SELECT count(*) FROM jobs WHERE state = 'running' AND attempt = 2 AND id = ANY(%s)"
+    eventually(lambda: support.one(again, ids) == len(ids), support.dead_s() + RESCUE_S, what="both jobs running elsewhere")
+    frozen.thaw()  # Its time is up: it wants to commit at once, while the jobs run under other claims.
+    frozen.wait_for_log("is no longer this attempt's" if kept else "terminating connection")
     support.wait_until_ended(ids)
     assert_all_done_once(ids)
+    assert _pids_of_effects(ids) <= {child.pid for child in other.children()}
     other.kill_tree()
-    frozen.thaw()
-    frozen.wait_for_log("is no longer this attempt's" if kept else "terminating connection")
     later = enqueue_many(tasks.write, [("later",) for _ in range(4)])
     support.wait_until_ended(later)
     assert_all_done_once(ids + later)
+
+
+def _pids_of_effects(ids: list[str]) -> set[int]:
+    return {row[0] for row in support.rows("SELECT pid FROM chaos_effects WHERE job_id = ANY(%s)", ids)}
 
 
 @pytest.fixture
@@ -129,7 +135,8 @@ def _is_ended(worker: Worker) -> bool:
 @pytest.mark.parametrize("frozen", [False, True], ids=["stopped", "frozen"])
 def test_a_long_job_is_not_stolen_while_redis_is_away(crew: Start, stack: Stack, frozen: bool) -> None:
     whole_s = sized(6.0, 60.0)
-    crew(*(support.worker() for _ in range(2)))
+    workers = [support.worker() for _ in range(2)]
+    crew(*workers)
     long = tasks.hold.delay("long", whole_s).id
     _all_running([long])
     time.sleep(whole_s / 4)
@@ -146,6 +153,8 @@ def test_a_long_job_is_not_stolen_while_redis_is_away(crew: Start, stack: Stack,
     assert_all_done_once([long, after])
     assert support.attempts([long]) == {long: 1}
     assert support.seconds_until_start([after], since) <= RETURN_S
+    for worker in workers:
+        assert {float(pause) for pause in re.findall("Trying again in ([0-9.]+) seconds", worker.log())} <= {1.0}
 
 
 def test_a_job_that_kills_its_process_is_discarded_after_three_deaths_and_others_finish(crew: Start) -> None:

@@ -53,10 +53,19 @@ def message(task: str = ADD, body: Any = None, **headers: Any) -> dict[str, Any]
     """Return a sound foreign message as it lies in Redis, to be spoiled."""
     job_id = headers.pop("id", str(uuid4()))
     text = json.dumps([[1, 2], {}, {"callbacks": None, "errbacks": None, "chain": None, "chord": None}] if body is None else body)
-    return {"headers": {"lang": "py", "task": task, "id": job_id, "root_id": job_id, **headers},
-            "properties": {"correlation_id": job_id, "delivery_tag": str(uuid4()), "body_encoding": "base64",
-                           "delivery_info": {"exchange": "", "routing_key": "celery"}, "priority": 0},
-            "body": base64.b64encode(text.encode()).decode(), "content-type": "application/json", "content-encoding": "utf-8"}  # fmt: skip
+    return {
+        "headers": {"lang": "py", "task": task, "id": job_id, "root_id": job_id, **headers},
+        "properties": {
+            "correlation_id": job_id,
+            "delivery_tag": str(uuid4()),
+            "body_encoding": "base64",
+            "delivery_info": {"exchange": "", "routing_key": "celery"},
+            "priority": 0,
+        },
+        "body": base64.b64encode(text.encode()).decode(),
+        "content-type": "application/json",
+        "content-encoding": "utf-8",
+    }
 
 
 def push(redis: Redis, what: dict[str, Any] | list[Any] | bytes, queue: str = "celery") -> None:
@@ -72,7 +81,13 @@ def test_message_of_a_foreign_client_becomes_a_job_and_runs(foreign: Celery, db:
     relay.round()
     assert bench.redis.llen("celery") == 0
     assert jobs(db) == bench.ids() == [sent.id]
-    assert db.execute("SELECT task, queue, priority, caller, root_id FROM jobs").fetchone() == (ADD, "default", 5, "celery", sent.id)
+    assert db.execute("SELECT task, queue, priority, caller, root_id FROM jobs").fetchone() == (
+        ADD,
+        "default",
+        5,
+        "celery",
+        sent.id,
+    )
     bench.work()
     assert app.AsyncResult(sent.id).get(timeout=2) == 3
 
@@ -81,8 +96,11 @@ def test_options_of_a_foreign_call_are_kept(foreign: Celery, db: Conn, bench: Be
     later = foreign.send_task(ADD, (1, 2), countdown=100, expires=500, priority=3)
     urgent = foreign.send_task(ADD, (1, 2), priority=7, link=foreign.signature("tests.sample_tasks.noop", immutable=True))
     relay.round()
-    row = db.execute("SELECT state, extract(epoch FROM available_at - created_at), extract(epoch FROM expires_at - created_at), priority "
-                     "FROM jobs WHERE id = %s", (later.id,)).fetchone()  # fmt: skip
+    row = db.execute(
+        "SELECT state, extract(epoch FROM available_at - created_at), extract(epoch FROM expires_at - created_at), priority "
+        "FROM jobs WHERE id = %s",
+        (later.id,),
+    ).fetchone()
     assert row is not None
     assert (row[0], row[3]) == ("scheduled", 3)
     assert row[1] == pytest.approx(100, abs=5)
@@ -126,7 +144,9 @@ def test_relay_that_dies_between_the_commit_and_the_taking_out_makes_one_job(
     assert db.execute("SELECT id, attempt FROM job_history").fetchall() == [("mine", 1)]
 
 
-def test_relay_that_dies_before_the_commit_leaves_the_message(db: Conn, bench: Bench, relay: Relay, fault: Callable[[str], None]) -> None:
+def test_relay_that_dies_before_the_commit_leaves_the_message(
+    db: Conn, bench: Bench, relay: Relay, fault: Callable[[str], None]
+) -> None:
     push(bench.redis, message(id="a"))
     push(bench.redis, message(id="b"))
     fault("after-insert:raise")
@@ -190,7 +210,9 @@ UNSOUND: dict[str, tuple[bytes, str]] = {
     "a body that is no base64": (spoiled(body="%%%"), "not a Celery message"),
     "a body nested without end": (spoiled(body=base64.b64encode(b"[" * 100_000).decode()), "not a Celery message"),
     "a body of a type nobody can build": (
-        json.dumps(message(body=[[{"__type__": "decimal", "__value__": "x"}], {}, {}])).encode(), "not a Celery message.*Conversion"),
+        json.dumps(message(body=[[{"__type__": "decimal", "__value__": "x"}], {}, {}])).encode(),
+        "not a Celery message.*Conversion",
+    ),
     "an eta that is no time": (json.dumps(message(eta="tomorrow")).encode(), "'tomorrow' is not a time"),
     "an eta that is no text": (json.dumps(message(eta=5)).encode(), "not a Celery message"),
     "a zero byte in the id": (json.dumps(message(id="a\0b")).encode(), "not a Celery message"),
@@ -199,7 +221,7 @@ UNSOUND: dict[str, tuple[bytes, str]] = {
     "yaml": (spoiled(**{"content-type": "application/x-yaml"}), "content type.*JSON only"),
     "an unknown task": (json.dumps(message(task="their.unknown")).encode(), "unknown task 'their.unknown'"),
     "an unknown task with a zero byte": (json.dumps(message(task="a\0b")).encode(), "task .* is not a text"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", UNSOUND)
@@ -272,16 +294,20 @@ def test_finished_job_is_replayed_under_its_id_and_a_living_one_is_not(db: Conn,
 # ---- in the wrong place
 
 
-HANDED = {**{name: raw for name, (raw, _) in UNSOUND.items() if raw},
-          "a sound foreign message": json.dumps(message(id="sound")).encode(),
-          "a stray of ours without a tag": json.dumps({"headers": {"holdfast": {"r": 0}}, "properties": {}}).encode(),
-          "a type nobody can build in the headers": json.dumps(message(x={"__type__": "uuid", "__value__": {"hex": 1}})).encode()}  # fmt: skip
+HANDED = {
+    **{name: raw for name, (raw, _) in UNSOUND.items() if raw},
+    "a sound foreign message": json.dumps(message(id="sound")).encode(),
+    "a stray of ours without a tag": json.dumps({"headers": {"holdfast": {"r": 0}}, "properties": {}}).encode(),
+    "a type nobody can build in the headers": json.dumps(message(x={"__type__": "uuid", "__value__": {"hex": 1}})).encode(),
+}
 
 
 def test_what_is_not_ours_on_a_ledger_queue_is_handed_over_and_the_worker_goes_on(bench: Bench, db: Conn) -> None:
     for raw in HANDED.values():
         push(bench.redis, raw, "default")
-    bench.redis.lpush("default", json.dumps({"headers": {"holdfast": {"r": 0}, "id": "last"}, "properties": {"delivery_tag": "x"}}))
+    last = {"body": "[[], {}, {}]", "headers": {"holdfast": {"r": 0}, "id": "last", "task": "t"},
+            "properties": {"delivery_tag": "x", "delivery_info": {}}}  # fmt: skip
+    bench.redis.lpush("default", json.dumps(last))
     got: list[Any] = []
     with app.connection_for_read() as connection:
         consumer = app.amqp.TaskConsumer(connection.default_channel, on_message=lambda message: got.append(message.headers["id"]))

@@ -21,7 +21,14 @@ from worker.db import check_schema, session
 from worker.embedded import Stack
 from worker.engine.signals import _check_and_register
 from worker.errors import (
-    HoldfastError, InvalidJob, JobNotFound, LedgerUnavailable, MessageTooLarge, NotInJob, SchemaOutdated, SettingsError,
+    HoldfastError,
+    InvalidJob,
+    JobNotFound,
+    LedgerUnavailable,
+    MessageTooLarge,
+    NotInJob,
+    SchemaOutdated,
+    SettingsError,
     UnknownQueue,
 )  # fmt: skip
 from worker.ledger import manage
@@ -36,34 +43,85 @@ CALLS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "unknown queue by send_task": (lambda: app.send_task("any", queue="nowhere"), UnknownQueue, "'nowhere'"),
     "unknown queue in a group": (lambda: group(add.s(1, 2), add.s(1, 2).set(queue="nowhere"))(), UnknownQueue, "'nowhere'"),
     "unknown queue for many": (lambda: enqueue_many(add, [(1, 2)], queue="nowhere"), UnknownQueue, "'nowhere'"),
-    "an object": (lambda: echo.delay(object()), InvalidJob, "tests.sample_tasks.echo: the arguments cannot be written as JSON.*object"),
+    "an object": (
+        lambda: echo.delay(object()),
+        InvalidJob,
+        "tests.sample_tasks.echo: the arguments cannot be written as JSON.*object",
+    ),
     "a function": (lambda: echo.delay(key=print), InvalidJob, "tests.sample_tasks.echo: .*builtin_function"),
     "an endless list": (lambda: echo.delay(_endless()), InvalidJob, "tests.sample_tasks.echo: .*JSON"),
-    "an object in a link": (lambda: add.apply_async((1, 2), link=echo.s(object())), InvalidJob, "tests.sample_tasks.add: .*object"),
-    "an object in a chain": (lambda: chain(add.s(1, 2), echo.s(object())).delay(), InvalidJob, "tests.sample_tasks.add: .*object"),
+    "an object in a link": (
+        lambda: add.apply_async((1, 2), link=echo.s(object())),
+        InvalidJob,
+        "tests.sample_tasks.add: .*object",
+    ),
+    "an object in a chain": (
+        lambda: chain(add.s(1, 2), echo.s(object())).delay(),
+        InvalidJob,
+        "tests.sample_tasks.add: .*object",
+    ),
     "an object in a group": (lambda: group(add.s(1, 2), echo.s(object()))(), InvalidJob, "tests.sample_tasks.echo: .*object"),
-    "an object in a header": (lambda: add.apply_async((1, 2), headers={"x-test": object()}), InvalidJob, "tests.sample_tasks.add: .*header"),
-    "half a surrogate in a header": (lambda: add.apply_async((1, 2), headers={"x-test": "\ud800"}), InvalidJob, "sample_tasks.add: .*header"),
+    "an object in a header": (
+        lambda: add.apply_async((1, 2), headers={"x-test": object()}),
+        InvalidJob,
+        "tests.sample_tasks.add: .*header",
+    ),
+    "half a surrogate in a header": (
+        lambda: add.apply_async((1, 2), headers={"x-test": "\ud800"}),
+        InvalidJob,
+        "sample_tasks.add: .*header",
+    ),
     "what looks like Celery's JSON for a type": (
-        lambda: echo.delay({"__type__": "decimal", "__value__": "no number"}), InvalidJob, "tests.sample_tasks.echo: .*__type__"),
-    "a megabyte": (lambda: echo.delay("x" * 1_048_576), MessageTooLarge, r"tests.sample_tasks.echo: .*1,048,6\d\d bytes.*1,048,576 "),
+        lambda: echo.delay({"__type__": "decimal", "__value__": "no number"}),
+        InvalidJob,
+        "tests.sample_tasks.echo: .*__type__",
+    ),
+    "a megabyte": (
+        lambda: echo.delay("x" * 1_048_576),
+        MessageTooLarge,
+        r"tests.sample_tasks.echo: .*1,048,6\d\d bytes.*1,048,576 ",
+    ),
     "a megabyte among many": (lambda: enqueue_many(echo, [("x",), ("x" * 1_048_576,)]), MessageTooLarge, "row 1"),
-    "an eta that is no time": (lambda: add.apply_async((1, 2), eta="tomorrow"), InvalidJob, "eta: 'tomorrow' is not a time; write it like"),
-    "expires that is no time": (lambda: add.apply_async((1, 2), expires="soon"), InvalidJob, "expires: 'soon' is not a time; write it like"),
+    "an eta that is no time": (
+        lambda: add.apply_async((1, 2), eta="tomorrow"),
+        InvalidJob,
+        "eta: 'tomorrow' is not a time; write it like",
+    ),
+    "expires that is no time": (
+        lambda: add.apply_async((1, 2), expires="soon"),
+        InvalidJob,
+        "expires: 'soon' is not a time; write it like",
+    ),
     "an eta that is no text": (lambda: add.apply_async((1, 2), eta=object()), InvalidJob, "eta: .*object"),
-    "an endless countdown": (lambda: add.apply_async((1, 2), countdown=1e15), InvalidJob, "countdown: 1000000000000000.0 seconds is not within"),
+    "an endless countdown": (
+        lambda: add.apply_async((1, 2), countdown=1e15),
+        InvalidJob,
+        "countdown: 1000000000000000.0 seconds is not within",
+    ),
     "a countdown in words": (lambda: add.apply_async((1, 2), countdown="soon"), InvalidJob, "countdown: 'soon'"),
     "no priority": (lambda: add.apply_async((1, 2), priority=10), InvalidJob, "priority 10 is not a whole number from 0"),
     "a priority in words": (lambda: add.apply_async((1, 2), priority="high"), InvalidJob, "priority 'high'"),
     "a priority for many": (lambda: enqueue_many(add, [(1, 2)], priority=-1), InvalidJob, "priority -1"),
-    "pickle": (lambda: add.apply_async((1, 2), serializer="pickle"), InvalidJob, "tests.sample_tasks.add: serializer 'pickle'.*JSON only"),
+    "pickle": (
+        lambda: add.apply_async((1, 2), serializer="pickle"),
+        InvalidJob,
+        "tests.sample_tasks.add: serializer 'pickle'.*JSON only",
+    ),
     "many of a unique task": (lambda: enqueue_many(unique, [(1,)]), InvalidJob, "sample_tasks.unique: enqueue_many .*unique_for"),
-    "many of a task without a row": (lambda: enqueue_many(plain, [(1,)]), InvalidJob, "sample_tasks.plain: enqueue_many .*durable"),
+    "many of a task without a row": (
+        lambda: enqueue_many(plain, [(1,)]),
+        InvalidJob,
+        "sample_tasks.plain: enqueue_many .*durable",
+    ),
     "no task name": (lambda: app.send_task(""), InvalidJob, "task name ''"),
     "a task name that is no text": (lambda: app.send_task(5), InvalidJob, "task name 5"),
     "an id that is no text": (lambda: add.apply_async((1, 2), task_id=5), InvalidJob, "task_id 5"),
     "a zero byte in an id": (lambda: add.apply_async((1, 2), task_id="a\0b"), InvalidJob, "task_id"),
-    "arguments that do not fit a unique task": (lambda: unique.delay(nothing=1), InvalidJob, "tests.sample_tasks.unique: missing a required argument: 'x'"),
+    "arguments that do not fit a unique task": (
+        lambda: unique.delay(nothing=1),
+        InvalidJob,
+        "tests.sample_tasks.unique: missing a required argument: 'x'",
+    ),
     "a key that is no text": (lambda: add.apply_async((1, 2), idempotency_key=5), InvalidJob, "idempotency_key 5"),
     "a zero byte in a key": (lambda: add.apply_async((1, 2), idempotency_key="a\0b"), InvalidJob, "idempotency_key"),
     "missing arguments": (lambda: add.delay(), TypeError, "add.*missing 2 required"),
@@ -111,8 +169,12 @@ def test_largest_message_allowed_is_accepted_and_runs(db: Conn, bench: Bench) ->
 
 
 def test_past_times_and_odd_ones_are_taken_as_they_are(db: Conn, bench: Bench) -> None:
-    for call in (lambda: add.apply_async((1, 2), eta=datetime(2001, 1, 1, tzinfo=UTC)), lambda: add.apply_async((1, 2), countdown=-5),
-                 lambda: add.apply_async((1, 2), eta="2001-01-01T00:00:00Z"), lambda: add.apply_async((1, 2), countdown=0)):  # fmt: skip
+    for call in (
+        lambda: add.apply_async((1, 2), eta=datetime(2001, 1, 1, tzinfo=UTC)),
+        lambda: add.apply_async((1, 2), countdown=-5),
+        lambda: add.apply_async((1, 2), eta="2001-01-01T00:00:00Z"),
+        lambda: add.apply_async((1, 2), countdown=0),
+    ):
         call()
     states = db.execute("SELECT state, count(*) FROM jobs GROUP BY state").fetchall()
     assert states == [("queued", 4)]
@@ -139,21 +201,33 @@ def test_unknown_job_is_named(db: Conn) -> None:
 
 #: A wrong value for each setting that has one, and a word of what is said about it.
 WRONG = {
-    "DATABASE_URL": ("mysql://somewhere", "postgresql://"), "REDIS_URL": ("http://somewhere", "redis://"),
+    "DATABASE_URL": ("mysql://somewhere", "postgresql://"),
+    "REDIS_URL": ("http://somewhere", "redis://"),
     "CACHE_URL": ("somewhere", "redis://"),
-    "HOLDFAST_WINDOW": ("0", "greater than or equal to 1"), "HOLDFAST_RELAY_INTERVAL_S": ("0", "greater than 0"),
-    "HOLDFAST_AUDIT_AFTER_S": ("never", "number"), "HOLDFAST_MAX_MESSAGE_BYTES": ("1MB", "integer"),
-    "HOLDFAST_NODE_BEAT_S": ("-1", "greater than 0"), "HOLDFAST_NODE_DEAD_S": ("1", "HOLDFAST_NODE_BEAT_S"),
-    "HOLDFAST_MAX_CRASHES": ("0", "greater than or equal to 1"), "HOLDFAST_LEASE_S": ("0", "greater than"),
-    "HOLDFAST_SHUTDOWN_GRACE_S": ("-1", "greater than or equal to 0"), "HOLDFAST_RESULT_TTL_S": ("1.5", "integer"),
-    "HOLDFAST_IDEMPOTENCY_TTL_S": ("0", "greater than or equal to 1"), "HOLDFAST_HISTORY_DAYS": ("0", "greater than or equal to 1"),
-    "HOLDFAST_DB_POOL_SIZE": ("many", "integer"), "HOLDFAST_DB_CONNECT_S": ("0", "greater than 0"),
-    "HOLDFAST_DB_PREPARED": ("maybe", "boolean"), "HOLDFAST_REDIS_TIMEOUT_S": ("0", "greater than 0"),
-    "HOLDFAST_HTTP_ALLOW_PRIVATE": ("perhaps", "boolean"), "HOLDFAST_HTTP_MAX_BYTES": ("-1", "greater than or equal to 0"),
-    "HOLDFAST_LOG_LEVEL": ("LOUD", "DEBUG, INFO"), "HOLDFAST_LOG_JSON": ("ja", "boolean"),
-    "HOLDFAST_QUEUES": (" , ", "at least one"), "HOLDFAST_FOREIGN_QUEUE": ("default", "also a ledger queue"),
+    "HOLDFAST_WINDOW": ("0", "greater than or equal to 1"),
+    "HOLDFAST_RELAY_INTERVAL_S": ("0", "greater than 0"),
+    "HOLDFAST_AUDIT_AFTER_S": ("never", "number"),
+    "HOLDFAST_MAX_MESSAGE_BYTES": ("1MB", "integer"),
+    "HOLDFAST_NODE_BEAT_S": ("-1", "greater than 0"),
+    "HOLDFAST_NODE_DEAD_S": ("1", "HOLDFAST_NODE_BEAT_S"),
+    "HOLDFAST_MAX_CRASHES": ("0", "greater than or equal to 1"),
+    "HOLDFAST_LEASE_S": ("0", "greater than"),
+    "HOLDFAST_SHUTDOWN_GRACE_S": ("-1", "greater than or equal to 0"),
+    "HOLDFAST_RESULT_TTL_S": ("1.5", "integer"),
+    "HOLDFAST_IDEMPOTENCY_TTL_S": ("0", "greater than or equal to 1"),
+    "HOLDFAST_HISTORY_DAYS": ("0", "greater than or equal to 1"),
+    "HOLDFAST_DB_POOL_SIZE": ("many", "integer"),
+    "HOLDFAST_DB_CONNECT_S": ("0", "greater than 0"),
+    "HOLDFAST_DB_PREPARED": ("maybe", "boolean"),
+    "HOLDFAST_REDIS_TIMEOUT_S": ("0", "greater than 0"),
+    "HOLDFAST_HTTP_ALLOW_PRIVATE": ("perhaps", "boolean"),
+    "HOLDFAST_HTTP_MAX_BYTES": ("-1", "greater than or equal to 0"),
+    "HOLDFAST_LOG_LEVEL": ("LOUD", "DEBUG, INFO"),
+    "HOLDFAST_LOG_JSON": ("ja", "boolean"),
+    "HOLDFAST_QUEUES": (" , ", "at least one"),
+    "HOLDFAST_FOREIGN_QUEUE": ("default", "also a ledger queue"),
     "HOLDFAST_FLOWER_AUTH": ("no-colon", "user:password"),
-}  # fmt: skip
+}
 #: Any text is right for these, as far as can be told before they are used.
 FREE = {"HOLDFAST_HOME", "HOLDFAST_INCLUDE", "HOLDFAST_FAULT"}
 
@@ -169,7 +243,9 @@ def test_every_setting_has_a_wrong_value_here() -> None:
 
 
 @pytest.mark.parametrize("variable", WRONG)
-def test_wrong_setting_is_named_with_what_it_should_be(variable: str, env: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_setting_is_named_with_what_it_should_be(
+    variable: str, env: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     value, hint = WRONG[variable]
     monkeypatch.setenv(variable, value)
     with pytest.raises(SettingsError) as caught:
@@ -202,7 +278,9 @@ def test_password_of_a_wrong_url_is_not_told(monkeypatch: pytest.MonkeyPatch, en
             assert "secret" not in str(caught.value)
 
 
-def test_no_servers_and_no_embedded_stack_is_said_with_the_way_out(monkeypatch: pytest.MonkeyPatch, env: dict[str, str], tmp_path: Any) -> None:
+def test_no_servers_and_no_embedded_stack_is_said_with_the_way_out(
+    monkeypatch: pytest.MonkeyPatch, env: dict[str, str], tmp_path: Any
+) -> None:
     for variable in ("DATABASE_URL", "REDIS_URL", "CACHE_URL"):
         monkeypatch.delenv(variable)
     monkeypatch.setenv("HOLDFAST_HOME", str(tmp_path))
@@ -281,7 +359,9 @@ def test_worker_refuses_an_evicting_redis_in_one_line(env: dict[str, str], redis
     assert "Traceback" not in run.stderr
 
 
-def test_worker_refuses_a_wrong_setting_and_its_last_line_says_which(env: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_worker_refuses_a_wrong_setting_and_its_last_line_says_which(
+    env: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HOLDFAST_WINDOW", "0")
     run = start_worker()
     assert run.returncode != 0

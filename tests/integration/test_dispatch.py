@@ -44,7 +44,9 @@ def insert(db: Conn, count: int, prefix: str = "sql-") -> None:
 
 
 def state(db: Conn, job_id: str) -> str:
-    row = db.execute("SELECT state FROM jobs WHERE id = %(id)s UNION ALL SELECT state FROM job_history WHERE id = %(id)s", {"id": job_id}).fetchone()
+    row = db.execute(
+        "SELECT state FROM jobs WHERE id = %(id)s UNION ALL SELECT state FROM job_history WHERE id = %(id)s", {"id": job_id}
+    ).fetchone()
     assert row is not None
     return str(row[0])
 

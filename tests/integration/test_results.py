@@ -63,7 +63,11 @@ def test_success_is_the_same_after_a_flush(bench: Bench, lose: Callable[[], None
     after = app.AsyncResult(result.id)._get_task_meta()
     assert after["status"] == before["status"] == "SUCCESS"
     assert after["result"] == before["result"] == [["två", [1, None]], {"key": {"a": 1.5}}]
-    assert (after["task_id"], after["children"], after["traceback"]) == (before["task_id"], before["children"], before["traceback"])
+    assert (after["task_id"], after["children"], after["traceback"]) == (
+        before["task_id"],
+        before["children"],
+        before["traceback"],
+    )
     assert after["date_done"] is not None
 
 
@@ -108,7 +112,9 @@ def test_states_of_the_way_are_read_from_the_rows(bench: Bench, relay: Relay, db
     assert app.AsyncResult(result.id).state == "RETRY"
 
 
-def test_cancelled_and_expired_jobs_are_revoked_also_after_a_flush(bench: Bench, relay: Relay, db: Conn, lose: Callable[[], None]) -> None:
+def test_cancelled_and_expired_jobs_are_revoked_also_after_a_flush(
+    bench: Bench, relay: Relay, db: Conn, lose: Callable[[], None]
+) -> None:
     cancelled, expired = add.delay(1, 2), add.apply_async((1, 2), expires=60)
     app.control.revoke(cancelled.id)
     db.execute("UPDATE jobs SET expires_at = clock_timestamp() - interval '1 second' WHERE id = %s", (expired.id,))

@@ -58,7 +58,9 @@ def test_models_equal_migrations(stack: Stack, template: str) -> None:
 def test_difference_would_be_seen(empty: str) -> None:
     upgrade(empty)
     with psycopg.connect(empty, autocommit=True) as conn:
-        conn.execute("ALTER TABLE jobs DROP COLUMN progress; DROP INDEX jobs_due_ix; ALTER TABLE effects ALTER name TYPE varchar(9)")
+        conn.execute(
+            "ALTER TABLE jobs DROP COLUMN progress; DROP INDEX jobs_due_ix; ALTER TABLE effects ALTER name TYPE varchar(9)"
+        )
     assert len(differences(empty)) >= 3
 
 
@@ -80,9 +82,20 @@ def test_history_keeps_every_column_a_job_has_but_those_of_its_life() -> None:
 def test_schema_goes_up_and_down_and_up_again(empty: str) -> None:
     upgrade(empty)
     before = tables(empty)
-    assert {"jobs", "job_history", "job_history_default", "attempts", "effects", "job_keys", "schedules", "worker_nodes"} <= before
+    assert {
+        "jobs",
+        "job_history",
+        "job_history_default",
+        "attempts",
+        "effects",
+        "job_keys",
+        "schedules",
+        "worker_nodes",
+    } <= before
     with psycopg.connect(empty, autocommit=True) as conn:
-        conn.execute("CREATE TABLE job_history_20300101 PARTITION OF job_history FOR VALUES FROM ('2030-01-01') TO ('2030-01-02')")
+        conn.execute(
+            "CREATE TABLE job_history_20300101 PARTITION OF job_history FOR VALUES FROM ('2030-01-01') TO ('2030-01-02')"
+        )
     command.downgrade(alembic_config(empty), "base")
     assert tables(empty) == {"alembic_version"}
     upgrade(empty)
@@ -92,10 +105,10 @@ def test_schema_goes_up_and_down_and_up_again(empty: str) -> None:
 
 def test_two_processes_upgrade_at_once(empty: str) -> None:
     code = "from worker.db import upgrade; import sys; upgrade(sys.argv[1])"
-    processes = [subprocess.Popen([sys.executable, "-c", code, empty], cwd=ROOT, env=os.environ, stderr=subprocess.PIPE, text=True)
-                 for _ in range(2)]  # fmt: skip
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code, empty], cwd=ROOT, env=os.environ, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
     ends = [(process.communicate()[1], process.returncode) for process in processes]
     assert [code for _, code in ends] == [0, 0], ends
     assert differences(empty) == []
-
-

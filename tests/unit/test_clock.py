@@ -22,7 +22,9 @@ def test_duration_is_read_as_people_write_it(text: str, seconds: float) -> None:
     assert parse_duration(text) == timedelta(seconds=seconds)
 
 
-@pytest.mark.parametrize("text", ["", " ", "s", "10 s", "-5s", "1x", "tomorrow", "10s5", "1e3", "1,5s", "9" * 30, "9" * 30 + "w", "٣s"])
+@pytest.mark.parametrize(
+    "text", ["", " ", "s", "10 s", "-5s", "1x", "tomorrow", "10s5", "1e3", "1,5s", "9" * 30, "9" * 30 + "w", "٣s"]
+)
 def test_what_is_no_duration_is_quoted_with_the_form(text: str) -> None:
     with pytest.raises(ValueError, match="is not a duration; write it like 10s, 5m, 1h30m or 2d") as caught:
         parse_duration(text)
@@ -48,7 +50,7 @@ def test_what_is_no_moment_is_quoted_with_the_form(text: object) -> None:
     assert repr(text) in str(caught.value)
 
 
-@given(st.datetimes(min_value=datetime(1, 1, 2), max_value=datetime(9999, 12, 30), timezones=st.just(UTC)))  # noqa: DTZ001
+@given(st.datetimes(min_value=datetime(1, 1, 2), max_value=datetime(9999, 12, 30), timezones=st.just(UTC)))
 def test_moment_written_in_iso_is_read_back(moment: datetime) -> None:
     assert parse_moment(moment.isoformat()) == moment
 

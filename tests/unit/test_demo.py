@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 from itertools import pairwise
 
 import pytest
+from rich.console import Console
 
 from worker.cli.demo import plan
 from worker.cli.demo.book import Pace
 from worker.cli.demo.figures import Evidence, Promise, count, verdict
 from worker.cli.demo.plan import Entrance
+from worker.cli.demo.screen import LineScreen, LiveScreen
 
 #: One job of each kind that counts differently, all well.
 KEPT = Evidence(
+    planned=3,
     promises={
         "row": Promise(Entrance.DELAY), "call": Promise(Entrance.HTTP), "link": Promise(Entrance.CHAIN, later=True),
     },
@@ -81,8 +85,17 @@ def test_a_repeated_http_request_is_told_but_is_no_duplicate_effect() -> None:
     assert (figures.requests, figures.requests_repeated, figures.total.duplicates) == (3, 2, 0)
 
 
-def test_nothing_accepted_is_no_success() -> None:
-    assert not count(Evidence({}, {}, {}), final=True).passed
+def test_jobs_that_no_caller_got_accepted_fail() -> None:
+    passed, text = _told(replace(KEPT, planned=5))
+
+    assert not passed
+    assert "2 never accepted" in text
+
+
+def test_ticks_of_the_schedule_do_not_stand_in_for_other_jobs() -> None:
+    promises = {**KEPT.promises, "row": Promise(Entrance.SCHEDULE)}
+
+    assert count(replace(KEPT, promises=promises), final=True).refused == 1
 
 
 def test_while_it_runs_a_row_that_is_missing_is_lost_and_a_link_still_to_come_waits() -> None:
@@ -142,3 +155,31 @@ def test_callers_who_are_held_back_are_let_go_by_the_stop() -> None:
 
     pace.stop()
     assert not pace.wait(0.9)
+
+
+def test_the_live_table_shows_every_entrance_and_what_broke() -> None:
+    shown = LiveScreen()
+    shown.show(count(replace(KEPT, effects={"row": 2, "link": 1})))
+    shown.tell("everything burns")
+    console = Console(file=io.StringIO(), width=110)
+    console.print(shown._draw())
+    text = console.file.getvalue()
+
+    assert [line.split()[0] for line in text.splitlines()[1:12]] == [e.value.split()[0] for e in Entrance] + ["all"]
+    assert text.splitlines()[11].split() == ["all", "3", "0", "0", "3", "3", "1", "0"]
+    assert "rolled back by their caller: 1, of these ran: 0" in text
+    assert text.splitlines()[-1].endswith("s  everything burns")
+
+
+def test_without_a_terminal_the_table_goes_to_stdout_and_the_rest_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = LineScreen(table=True)
+    figures = count(KEPT, final=True)
+    shown.tell("it begins")
+    shown.show(figures)
+    shown.show(figures)  # too soon for another line
+    shown.close(figures)
+    out, err = capsys.readouterr()
+
+    assert len(err.splitlines()) == 2
+    assert "accepted 3, waiting 0, running 0, done 3, effects 3, duplicates 0, lost 0" in err
+    assert out.splitlines()[11].split() == ["all", "3", "0", "0", "3", "3", "0", "0"]

@@ -26,8 +26,12 @@ def test_package_exports_what_it_imports_and_nothing_else(name: str) -> None:
     """An `__init__` re-exports public names with `__all__`, or holds nothing but its docstring."""
     package = importlib.import_module(name)
     tree = ast.parse(Path(str(package.__file__)).read_text())
-    imported = {alias.asname or alias.name for node in tree.body if isinstance(node, ast.ImportFrom) and node.module != "__future__"
-                for alias in node.names}  # fmt: skip
+    imported = {
+        alias.asname or alias.name
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom) and node.module != "__future__"
+        for alias in node.names
+    }
     assert all(hasattr(package, exported) for exported in getattr(package, "__all__", []))
     assert imported == set(getattr(package, "__all__", [])) - defined(tree), "every imported name is exported, and only those"
     assert len(getattr(package, "__all__", [])) == len(set(getattr(package, "__all__", [])))

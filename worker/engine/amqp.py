@@ -16,7 +16,7 @@ from worker.engine.run import current
 from worker.engine.transport import LedgerConnection
 from worker.errors import InvalidJob, MessageTooLarge
 from worker.ledger import NewJob, accept
-from worker.ledger.message import HEADER
+from worker.ledger.message import HEADER, fault_of
 from worker.settings import settings
 
 #: Celery's own JSON, which knows dates, UUIDs and decimals.
@@ -141,6 +141,8 @@ class LedgerAMQP(AMQP):  # type: ignore[misc]
             "headers": headers, "properties": reply_to, "body": encoded(name, body, options.get("serializer")),
             "content-type": "application/json", "content-encoding": "utf-8",
         }  # fmt: skip
+        if options.get("headers") and (fault := fault_of(stored, headers["id"])):
+            raise InvalidJob(f"{name}: with these headers no worker could take the message: {fault}")
         job = NewJob(
             id=headers["id"], task=name, queue=queue, message=stored, priority=priority,
             args=headers["argsrepr"] or "()", kwargs=headers["kwargsrepr"] or "{}",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +19,7 @@ from celery.backends.base import KeyValueStoreBackend, _create_chord_error_with_
 from celery.canvas import maybe_signature
 from celery.exceptions import ChordError, Ignore, NotRegistered, Reject, Retry, TaskRevokedError, TimeoutError, WorkerLostError
 from celery.result import GroupResult, result_from_tuple
+from kombu.exceptions import EncodeError
 from kombu.utils.json import loads
 
 from models import JobState
@@ -93,23 +96,24 @@ class LedgerBackend(KeyValueStoreBackend):  # type: ignore[misc]
         children = self.current_task_children(request)
         outcome = Outcome(
             JobState.SUCCEEDED,
-            result=self.encode(encoded) if keep else None,
+            result=self._json(encoded) if keep else None,
             children=self.encode(children) if children else None,
         )
         text = self.encode(self._meta(task_id, encoded, state, None, request)) if keep else ""
         if request.chord:
             run.session  # noqa: B018 - the part counts in the transaction that ends the job, so there must be one
         with run.settling("succeeded") as conn:
-            if request.chord:
-                with scope(run):
-                    self._return_part(conn, request, state, encoded)
             # A task that retried itself and returned all the same goes on; what it wrote stays.
             if run.successor is not None:
-                held = self._go_on(conn, run, None, "retried by the task")
+                held = settle.retry(conn, run.guard, run.successor, error=None, traceback=None)
             else:
                 held = settle.finish(conn, task_id, run.guard, outcome)
             if not held:
                 raise ClaimLost(f"job {task_id} is no longer this attempt's; what it did was rolled back")
+            # The job's row before the chord's, as everywhere: the other order would wait for itself.
+            if request.chord and run.successor is None:
+                with scope(run):
+                    self._return_part(conn, request, state, encoded)
         if keep and run.successor is None:
             self._write_through(task_id, text)
 
@@ -130,7 +134,7 @@ class LedgerBackend(KeyValueStoreBackend):  # type: ignore[misc]
             if run.phase is Phase.OVER:
                 return
             if is_away(exc):
-                self._lose_run(run, exc)
+                self._lose_run(run, f"Postgres went away while it ran: {exc}")
             else:
                 self._fail_run(run, exc, traceback, request, call_errbacks, state)
             return
@@ -154,27 +158,33 @@ class LedgerBackend(KeyValueStoreBackend):  # type: ignore[misc]
                 raise ClaimLost(f"job {run.claim.job_id} is no longer this attempt's; its failure was not recorded")
         self._tell_all(ending)
 
-    def _lose_run(self, run: Run, exc: BaseException) -> None:
-        """Give back an attempt that lost Postgres under its hands: not the task's failure, unless it happens every time."""
+    def _lose_run(self, run: Run, cause: str) -> None:
+        """Give back an attempt that was cut off: not the task's failure, unless it happens every time."""
         run.end()
         try:
-            self.crash(run.claim.job_id, run.guard, f"Postgres went away while it ran: {exc}")
+            self.crash(run.claim.job_id, run.guard, cause)
         except LedgerUnavailable:
             returns.add(run.claim)
 
     def settle_aside(self, run: Run, exc: Retry | Ignore | Reject, request: Any) -> None:
         """End an attempt that neither succeeded nor failed: a retry, a replacement, a rejection, or a task that ended itself."""
         error = repr(getattr(exc, "exc", None) or exc)
-        job_id = run.claim.job_id
+        job_id, most = run.claim.job_id, run.claim.max_attempts
+        if isinstance(exc, Reject) and not exc.requeue:
+            self._end_run(run, exc, JobState.DISCARDED, f"rejected: {exc.reason!r}")
+            return
+        if isinstance(exc, Retry) and run.successor is not None and most is not None and run.claim.attempt >= most:
+            self._end_run(run, exc.exc or exc, JobState.DISCARDED, f"all {most} attempts used; the last: {error}")
+            return
         if not _did_its_work(run, exc):
             run.undo()
         with run.settling(type(exc).__name__.lower()) as conn:
-            if isinstance(exc, Reject) and exc.requeue:
+            if isinstance(exc, Reject):
                 held = settle.give_back(conn, job_id, run.guard, "rejected", error=error)
-            elif isinstance(exc, Reject):
-                held = settle.finish(conn, job_id, run.guard, Outcome(JobState.DISCARDED, error=f"rejected: {exc.reason!r}"))
             elif run.successor is not None:
-                held = self._go_on(conn, run, exc, error)
+                held = settle.retry(
+                    conn, run.guard, run.successor, error=error if isinstance(exc, Retry) else None, traceback=None
+                )
             elif run.replaced:
                 held = settle.await_replacement(conn, job_id, run.guard)
             else:
@@ -182,13 +192,14 @@ class LedgerBackend(KeyValueStoreBackend):  # type: ignore[misc]
             if not held:
                 raise ClaimLost(f"job {job_id} is no longer this attempt's")
 
-    def _go_on(self, conn: psycopg.Connection[Any], run: Run, exc: BaseException | None, error: str) -> bool:
-        assert run.successor is not None
-        most = run.claim.max_attempts
-        if isinstance(exc, Retry) and most is not None and run.claim.attempt >= most:
-            used_up = Outcome(JobState.DISCARDED, error=f"all {most} attempts used; the last: {error}")
-            return settle.finish(conn, run.claim.job_id, run.guard, used_up)
-        return settle.retry(conn, run.guard, run.successor, error=error if isinstance(exc, Retry) else None, traceback=None)
+    def _end_run(self, run: Run, exc: BaseException, state: JobState, error: str | None = None) -> None:
+        """End a run for good in another way than its function did, with all that Celery ties to an end."""
+        run.roll_back()
+        run.end()
+        try:
+            self.end_job(run.claim.job_id, run.guard, exc, state, error)
+        except LedgerUnavailable:
+            returns.add(run.claim)
 
     def _own_outcome(self, run: Run, exc: BaseException) -> Outcome:
         if run.manual is None:
@@ -200,11 +211,17 @@ class LedgerBackend(KeyValueStoreBackend):  # type: ignore[misc]
 
     def process_cleanup(self) -> None:
         """Leave the run; one that nobody ended (the body raised SystemExit or the like) counts as a death of its worker."""
-        run = current()
+        run, exc = current(), sys.exc_info()[1]
         leave()
-        if run is not None and run.phase is not Phase.OVER:
-            run.end()
-            self.crash(run.claim.job_id, run.guard, "the task ended its process or thread")
+        if run is None or run.phase is Phase.OVER:
+            return
+        if isinstance(exc, Exception) and not is_away(exc):
+            # Celery could not send a callback or the rest of the chain: the attempt failed, and would each time.
+            self._end_run(run, exc, JobState.FAILED)
+        elif _is_signalled(exc):
+            run.end()  # what the signal means is for its sender to say: a revocation, a shutdown, or a lost child
+        else:
+            self._lose_run(run, "the task ended its process or thread")
 
     # ---- ending a job whose attempt cannot speak
 
@@ -239,16 +256,21 @@ class LedgerBackend(KeyValueStoreBackend):  # type: ignore[misc]
         if row is None:
             return False
         deaths, attempt, most = row[0] + 1, row[1], row[2]
+        if node.is_killing():
+            return self._return_to_queue(task_id, guard, row[3], "handed back", "its worker was stopped")
         if deaths >= settings().max_crashes:
             return self.end_job(
                 task_id, guard, WorkerLostError(cause), JobState.DISCARDED, f"its worker died {deaths} times; the last: {cause}"
             )
         if most is not None and attempt >= most:
             return self.end_job(task_id, guard, WorkerLostError(cause), JobState.DISCARDED, f"all {most} attempts used: {cause}")
+        return self._return_to_queue(task_id, guard, row[3], "crashed", cause)
+
+    def _return_to_queue(self, task_id: str, guard: Guard, token: UUID | None, outcome: str, error: str) -> bool:
+        _unlock(task_id, token)  # first: whoever is sent the job next must not take that for a duplicate
         with statement() as conn:
-            held = settle.give_back(conn, task_id, guard, "crashed", error=cause, crashed=True)
-        _unlock(task_id, row[3])
-        SETTLED.labels("crashed").inc()
+            held = settle.give_back(conn, task_id, guard, outcome, error=error, crashed=outcome == "crashed")
+        SETTLED.labels(outcome).inc()
         return held
 
     def end_job(
@@ -317,6 +339,16 @@ class LedgerBackend(KeyValueStoreBackend):  # type: ignore[misc]
 
     # ---- storing
 
+    def _json(self, value: Any) -> str:
+        """Return a result as JSON text. Raises `EncodeError`, which fails the task, for what Postgres would not take as JSON."""
+        text = str(self.encode(value))
+        if "NaN" in text or "Infinity" in text:
+            try:
+                json.dumps(json.loads(text), allow_nan=False)
+            except ValueError as exc:
+                raise EncodeError(f"the result holds NaN or Infinity, for which JSON has no word: {exc}") from exc
+        return text
+
     def _meta(self, task_id: str, encoded: Any, state: str, traceback: Any, request: Any) -> dict[str, Any]:
         meta: dict[str, Any] = self._get_result_meta(result=encoded, state=state, traceback=traceback, request=request)
         return {**meta, "task_id": task_id}
@@ -347,8 +379,12 @@ class LedgerBackend(KeyValueStoreBackend):  # type: ignore[misc]
             settle.record(ending.conn, task_id, getattr(request, "task", None) or "", outcome)
 
     def tell(self, task_id: str, state: str, meta: Any) -> None:
-        """Publish news of a running job to whoever watches it."""
-        self._write_through(task_id, self.encode(self._meta(task_id, meta, state, None, None)))
+        """Wake whoever watches a running job; the news is not kept, since the job's row tells it for as long as it is true."""
+        try:
+            with cache().use() as client:
+                client.publish(keys.result(task_id), self.encode(self._meta(task_id, meta, state, None, None)))
+        except StoreUnavailable:
+            OUTAGES.labels("results", "nobody woken").inc()
 
     def _write_through(self, task_id: str, text: str) -> None:
         self.set(keys.result(task_id), text)
@@ -364,11 +400,15 @@ class LedgerBackend(KeyValueStoreBackend):  # type: ignore[misc]
         names = [key.decode() if isinstance(key, bytes) else key for key in wanted]
         found = self._from_cache(names)
         ids = [name.removeprefix(_PREFIX) for name in names]
-        missing = [job_id for job_id, value in zip(ids, found, strict=True) if value is None]
-        if not missing:
+        # What is cached and not final is a state that a task gave itself: its row may have ended meanwhile.
+        doubtful = [job_id for job_id, value in zip(ids, found, strict=True) if not _is_final(value)]
+        if not doubtful:
             return found
-        kept = self._from_ledger(missing)
-        return [kept.get(job_id) if value is None else value for job_id, value in zip(ids, found, strict=True)]
+        kept = self._from_ledger(doubtful)
+        return [
+            kept[job_id] if job_id in kept and (value is None or _is_final(kept[job_id])) else value
+            for job_id, value in zip(ids, found, strict=True)
+        ]
 
     def _from_cache(self, names: list[str]) -> list[Any]:
         try:
@@ -541,9 +581,8 @@ class LedgerBackend(KeyValueStoreBackend):  # type: ignore[misc]
     def _return_part(self, conn: psycopg.Connection[Any], request: Any, state: str, encoded: Any) -> None:
         if not request.group:
             return
-        part = chords.Part(request.id, state, loads(self.encode(encoded), object_hook=None))
-        body = loads(self.encode(request.chord), object_hook=None)
-        complete = chords.return_part(conn, request.group, part, request.group_index, body)
+        part = chords.Part(request.id, state, self._json(encoded))
+        complete = chords.return_part(conn, request.group, part, request.group_index, str(self.encode(request.chord)))
         if complete is None:
             return
         if _ending.get() is not None:
@@ -594,6 +633,11 @@ class LedgerBackend(KeyValueStoreBackend):  # type: ignore[misc]
         return self.decode(self.encode(value))
 
 
+def _is_signalled(exc: BaseException | None) -> bool:
+    """Tell whether a pool's child ends because of a signal; billiard exits with this code then."""
+    return isinstance(exc, SystemExit) and isinstance(exc.code, int) and exc.code in range(-255, -191)
+
+
 def _unlock(job_id: str, token: UUID | None) -> None:
     """Release the lock of an attempt that cannot do so itself, so that the next delivery is not taken for a duplicate."""
     if token is not None:
@@ -604,6 +648,16 @@ def _did_its_work(run: Run, exc: BaseException) -> bool:
     """Tell whether an attempt that ended aside keeps what it wrote: it handed on to another task, or says it succeeded."""
     handed_on = run.replaced or run.successor is not None
     return isinstance(exc, Ignore) and (handed_on or (run.manual is not None and run.manual[0] == states.SUCCESS))
+
+
+def _is_final(text: Any) -> bool:
+    """Tell whether a cached result is there and final. A group's has no status, and is."""
+    if text is None:
+        return False
+    try:
+        return json.loads(text).get("status", states.SUCCESS) in states.READY_STATES
+    except (ValueError, AttributeError):
+        return True
 
 
 def _leaves(result: Any) -> Iterator[Any]:

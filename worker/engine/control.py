@@ -9,7 +9,7 @@ from celery.exceptions import TaskRevokedError
 
 from models import JobState
 from worker.db import statement
-from worker.ledger import manage
+from worker.ledger import manage, results
 from worker.ledger.settle import Guard
 
 
@@ -19,12 +19,19 @@ class LedgerControl(Control):  # type: ignore[misc]
     def revoke(
         self, task_id: Any, destination: Any = None, terminate: bool = False, signal: str = "SIGTERM", **kwargs: Any
     ) -> Any:
-        """Cancel jobs: those that wait at once; a running one is told (`self.cancelled`) and, with `terminate`, stopped."""
+        """Cancel jobs: those that wait at once; a running one is told (`self.cancelled`) and, with `terminate`, stopped.
+
+        Workers are told only of what they alone know: running jobs to be stopped, and tasks without a row. They remember a
+        revoked id for hours, and would refuse a job that is replayed under it.
+        """
         ids = [task_id] if isinstance(task_id, str) else list(task_id)
-        running = [job_id for job_id in ids if not self.cancel(job_id)]
-        if not running and terminate is False:
+        left = [job_id for job_id in ids if not self.cancel(job_id)]
+        with statement() as conn:
+            rows = {row.id: row.state for row in results.read(conn, left)}
+        told = [job_id for job_id in left if job_id not in rows or (terminate and rows[job_id] == JobState.RUNNING)]
+        if not told:
             return None
-        return super().revoke(running or ids, destination=destination, terminate=terminate, signal=signal, **kwargs)
+        return super().revoke(told, destination=destination, terminate=terminate, signal=signal, **kwargs)
 
     def cancel(self, job_id: str) -> bool:
         """Cancel a job that waits, or ask a running one to stop; tell whether it was cancelled here and now."""

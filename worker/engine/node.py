@@ -23,6 +23,7 @@ logger = log(__name__)
 _LOOK_EVERY = 3
 
 _id: UUID | None = None
+_killing = False
 
 
 def current_id() -> UUID:
@@ -30,6 +31,17 @@ def current_id() -> UUID:
     if _id is None:
         raise NotInJob("this process is not a worker")
     return _id
+
+
+def start_killing() -> None:
+    """Note that this worker kills its children from now on: it was told to stop without waiting for them."""
+    global _killing
+    _killing = True
+
+
+def is_killing() -> bool:
+    """Tell whether a child of this worker that dies now does so by its worker's hand, which is no fault of its job."""
+    return _killing
 
 
 class Node:
@@ -87,6 +99,8 @@ class Node:
                 if conn is not None:
                     conn.close()
                 conn = None
+            except Exception:  # Whatever it is, a worker that works must not look dead for it.
+                logger.exception("a sign of life could not be looked after")
 
     def _look_for_lost(self, conn: psycopg.Connection[Any]) -> None:
         for job_id in nodes.give_back_lost(conn, self.id, self._running(), settings().node_dead_s):

@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+from uuid import UUID
 
+import psycopg
 from celery.exceptions import InvalidTaskError, TaskRevokedError
 
 from models import JobState
 from worker.db import statement
 from worker.engine.application import Holdfast
-from worker.errors import LedgerUnavailable, StoreUnavailable
+from worker.errors import InvalidJob, LedgerUnavailable, StoreUnavailable
 from worker.ledger import accept, adopt, dispatch, nodes
+from worker.ledger.adopt import Unsound
 from worker.ledger.message import NewJob, fault_of, sent_ms
 from worker.ledger.publish import Sendable, current_epoch, publish, room
 from worker.ledger.settle import Guard
@@ -25,11 +29,15 @@ from worker.telemetry import OUTAGES, RELAYED, log
 
 logger = log(__name__)
 
+T = TypeVar("T")
+
 #: Seconds between two looks for what a quick round does not see.
 _EXPIRE_S = 1.0
 #: The part of a window that must have run empty for the relay to go on at once. After less it rests: what workers make room for
 #: meanwhile is then sent in one go, which costs a fraction of sending it in twos and threes.
 _EMPTIED = 0.1
+#: Seconds until a part is tried again that failed in a way nobody foresaw.
+_FAILED_S = 1.0
 #: Seconds until a part is tried again that Redis, away or full, did not let do its work.
 _REDIS_AWAY_S = 1.0
 
@@ -78,7 +86,22 @@ class Relay:
                 logger.warning("Postgres is away", error=str(exc))
                 self._judge_from = time.monotonic() + settings().node_dead_s
                 return False
+            except Exception:  # One row that nobody foresaw must not keep the relay from all the others.
+                self._next[index] = now + max(period, _FAILED_S)
+                OUTAGES.labels("relay", "part failed").inc()
+                logger.exception("a part of the relay failed and is tried again")
         return self._more
+
+    def _each(self, items: Iterable[T], work: Callable[[T], object]) -> None:
+        """Do it for each item; one that fails does not hold up those behind it."""
+        for item in items:
+            try:
+                work(item)
+            except (LedgerUnavailable, StoreUnavailable):
+                raise
+            except Exception:
+                OUTAGES.labels("relay", "job failed").inc()
+                logger.exception("the relay could not deal with a job", item=str(item)[:200])
 
     def _count(self, deed: str, jobs: int = 1, *, more: bool = True) -> None:
         self._more |= more
@@ -118,16 +141,15 @@ class Relay:
 
     def _sound(self, jobs: list[Sendable]) -> list[Sendable]:
         """Return the jobs whose message can be sent; the others end here."""
-        sound = []
-        for job in jobs:
-            fault = fault_of(job.message, job.id)
-            if fault is None:
-                sound.append(job)
-                continue
-            logger.warning("a job whose message cannot be sent is set aside", job=job.id, reason=fault)
-            why = InvalidTaskError(fault)
-            self.app.backend.end_job(job.id, Guard.waiting(), why, JobState.DISCARDED, f"the message cannot be sent: {fault}")
-        return sound
+        faults = {job.id: fault for job in jobs if (fault := fault_of(job.message, job.id))}
+        self._each(faults.items(), self._discard)
+        return [job for job in jobs if job.id not in faults]
+
+    def _discard(self, item: tuple[str, str]) -> None:
+        job_id, fault = item
+        logger.warning("a job whose message cannot be sent is set aside", job=job_id, reason=fault)
+        why = InvalidTaskError(fault)
+        self.app.backend.end_job(job_id, Guard.waiting(), why, JobState.DISCARDED, f"the message cannot be sent: {fault}")
 
     # ---- what got lost
 
@@ -151,13 +173,16 @@ class Relay:
                 logger.info("messages were taken but not claimed; their jobs are sent again", queue=queue, jobs=len(lost))
 
     def expire(self) -> None:
-        """End the jobs whose time is over before they ran."""
+        """End the jobs whose time is over before they ran, and those cancelled while they ran that came back to their queue."""
         with statement() as conn:
-            expired = dispatch.expired(conn)
-        for job_id in expired:
-            why = TaskRevokedError("expired")
-            self.app.backend.end_job(job_id, Guard.waiting(), why, JobState.EXPIRED, "expired before it ran")
-            self._count("expired")
+            over = dispatch.over(conn)
+        self._each(over, self._end)
+
+    def _end(self, item: tuple[str, bool]) -> None:
+        job_id, cancelled = item
+        state, cause = (JobState.CANCELLED, "cancelled") if cancelled else (JobState.EXPIRED, "expired before it ran")
+        self.app.backend.end_job(job_id, Guard.waiting(), TaskRevokedError(state.value), state, cause)
+        self._count(state.value)
 
     def rescue(self) -> None:
         """Queue the jobs of dead workers again."""
@@ -168,9 +193,12 @@ class Relay:
             for name in nodes.declare_dead(conn, dead_s):
                 logger.warning("a worker fell silent and is taken for dead", worker=name)
             orphans = nodes.orphans(conn, dead_s)
-        for job_id, token, name in orphans:
-            if self.app.backend.crash(job_id, Guard.token(token), f"worker {name or 'unknown'} died"):
-                self._count("rescued")
+        self._each(orphans, self._rescue)
+
+    def _rescue(self, item: tuple[str, UUID, str]) -> None:
+        job_id, token, name = item
+        if self.app.backend.crash(job_id, Guard.token(token), f"worker {name or 'unknown'} died"):
+            self._count("rescued")
 
     # ---- foreign messages
 
@@ -180,16 +208,24 @@ class Relay:
         if not found:
             return
         read = [adopt.read(raw, self._knows, self._route) for _, raw in found]
-        jobs = [item for item in read if isinstance(item, NewJob)]
-        if jobs:
-            accept(jobs)
-        unsound = [item for item in read if isinstance(item, adopt.Unsound)]
+        jobs = [(raw, item) for (_, raw), item in zip(found, read, strict=True) if isinstance(item, NewJob)]
+        unsound = [item for item in read if isinstance(item, Unsound)] + self._accept(jobs)
         if unsound:
             with statement() as conn:
                 for item in unsound:
                     logger.warning("a message was set aside", entry=adopt.set_aside(conn, item), reason=item.reason)
         adopt.take_out(found)
         self._count("adopted", len(found))
+
+    def _accept(self, jobs: list[tuple[bytes, NewJob]]) -> list[Unsound]:
+        """Accept the jobs, all at once if that goes; return the messages of those that cannot be."""
+        try:
+            accept([job for _, job in jobs])
+            return []
+        except (InvalidJob, psycopg.Error) as exc:
+            if len(jobs) == 1:
+                return [Unsound(jobs[0][0], f"it cannot be accepted: {exc}")]
+        return [unsound for job in jobs for unsound in self._accept([job])]
 
     def _knows(self, task: str) -> bool:
         return task in self.app.tasks

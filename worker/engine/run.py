@@ -11,11 +11,12 @@ from enum import Enum
 from typing import Any
 
 import psycopg
+from sqlalchemy import event
 from sqlalchemy.orm import Session
 
 from worker import faults
 from worker.db import raw, session, statement, translated
-from worker.errors import ClaimLost, LedgerUnavailable
+from worker.errors import ClaimLost, HoldfastError, LedgerUnavailable
 from worker.ledger import settle
 from worker.ledger.accept import accept, accept_rows, enter_scope, scope
 from worker.ledger.claim import Claim
@@ -63,7 +64,12 @@ class Run:
         """The session whose transaction commits together with the job's end."""
         if self._session is None:
             self._session = session()
+            event.listen(self._session, "before_commit", self._only_at_the_end)
         return self._session
+
+    def _only_at_the_end(self, of: Session) -> None:
+        if self.phase is not Phase.SETTLING and not of.in_nested_transaction():
+            raise HoldfastError("self.session commits with the job's end, so that both happen once: flush() it, do not commit()")
 
     def goes_on_with(self, job: NewJob) -> bool:
         """Take in the job's own next message, of a retry or a replacement; tell whether it is that."""

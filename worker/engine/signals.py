@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import threading
 import time
@@ -17,6 +16,7 @@ from celery.worker import state
 from models import JobState
 from worker import faults
 from worker.db import check_schema, statement
+from worker.engine import node
 from worker.engine.node import Node
 from worker.errors import HoldfastError, StoreUnavailable
 from worker.ledger import nodes
@@ -28,7 +28,7 @@ from worker.telemetry import log
 logger = log(__name__)
 
 #: Seconds Celery gets to stop by itself once nothing runs any more; its pool has been seen to take thirty.
-_TIDY_S = 2.0
+_TIDY_S = 1.0
 
 _node: Node | None = None
 
@@ -53,7 +53,12 @@ def _check_and_register(sender: Any = None, **_: Any) -> None:
 
 
 def _running_here() -> set[str]:
-    return {*state.requests}
+    """Return the jobs this worker runs or is about to, by their requests: Celery forgets an id when a duplicate of it ends."""
+    while True:
+        try:
+            return {request.id for request in (*state.active_requests, *state.reserved_requests)}
+        except RuntimeError:  # The main thread has just added one.
+            time.sleep(0)
 
 
 @signals.task_rejected.connect  # type: ignore[untyped-decorator]
@@ -83,8 +88,12 @@ def _say_goodbye(**_: Any) -> None:
 @signals.worker_shutting_down.connect  # type: ignore[untyped-decorator]
 def _watch_shutdown(how: str = "Warm", exitcode: int = 0, **_: Any) -> None:
     """See to it that the worker is gone in time: running jobs get the grace, then they are handed back."""
-    grace = 0.0 if how == "Cold" else settings().shutdown_grace_s
-    threading.Thread(target=_last_call, args=(grace, exitcode or 0), name="holdfast-last-call", daemon=True).start()
+    grace = settings().shutdown_grace_s
+    if how == "Cold":
+        node.start_killing()
+        grace = 0.0
+    # No daemon: a cold shutdown ends the main thread without a word, and what ran must be handed back all the same.
+    threading.Thread(target=_last_call, args=(grace, exitcode or 0), name="holdfast-last-call", daemon=False).start()
 
 
 def _last_call(grace_s: float, exitcode: int) -> None:
@@ -92,12 +101,13 @@ def _last_call(grace_s: float, exitcode: int) -> None:
     while state.active_requests and time.monotonic() < deadline:
         time.sleep(0.05)
     if not state.active_requests:
-        time.sleep(_TIDY_S)
+        threading.main_thread().join(_TIDY_S)
+    node.start_killing()
+    for child in psutil.Process().children(recursive=True):
+        child.kill()
     _hand_back()
     if _node is not None:
         _node.leave()
-    for child in psutil.Process().children(recursive=True):
-        child.send_signal(signal.SIGKILL)
     os._exit(exitcode)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import json
 import time
@@ -14,11 +15,11 @@ from celery.exceptions import Ignore, Reject, Retry
 from sqlalchemy.orm import Session
 
 from worker import faults, locks
-from worker.db import raw, statement
+from worker.db import raw, session, statement
 from worker.engine import node
 from worker.engine.run import Phase, Run, current, enter
 from worker.errors import InvalidJob, LedgerUnavailable, NotInJob, StoreUnavailable
-from worker.ledger import progress
+from worker.ledger import enqueue_in, progress
 from worker.ledger.claim import Claim, try_claim
 from worker.ledger.message import HEADER
 from worker.settings import settings
@@ -29,6 +30,9 @@ logger = log(__name__)
 
 #: Seconds between two writes of a job's progress: people do not read faster.
 _PROGRESS_S = 0.5
+
+#: Longest text of arguments that is kept as it is in a unique key.
+_KEY_TEXT = 100
 
 _ONCE = "INSERT INTO effects (job_id, name) VALUES (%s, %s) ON CONFLICT DO NOTHING RETURNING name"
 
@@ -77,7 +81,9 @@ class Task(CeleryTask):  # type: ignore[misc]
             raise InvalidJob(f"{self.name}: {exc}") from exc
         bound.apply_defaults()
         named = bound.arguments if unique_on is None else {name: bound.arguments.get(name) for name in unique_on}
-        return f"{self.name}:{json.dumps(named, sort_keys=True, default=str)}"
+        text = json.dumps(named, sort_keys=True, default=str)
+        # Long arguments by their digest: an index entry has its limits.
+        return f"{self.name}:{text if len(text) <= _KEY_TEXT else hashlib.sha256(text.encode()).hexdigest()}"[:255]
 
     # ---- running
 
@@ -199,6 +205,11 @@ class Task(CeleryTask):  # type: ignore[misc]
         run = self._run("self.cancelled")
         with statement() as conn:
             return progress.is_cancelled(conn, run.claim)
+
+    def add_to_chord(self, sig: Any, lazy: bool = False) -> Any:
+        """Add a task to the chord this job is part of, as Celery does; the chord grows if and only if the task is accepted."""
+        with session() as alone, alone.begin(), enqueue_in(alone):
+            return super().add_to_chord(sig, lazy)
 
     def replace(self, sig: Any) -> Any:
         """Replace this job by a signature, as Celery does; what that sends commits together with this attempt's end."""

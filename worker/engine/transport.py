@@ -6,16 +6,23 @@ from queue import Empty
 from typing import Any
 
 import redis
+from celery import current_app
 from kombu.connection import Connection
 from kombu.transport import redis as stock
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import loads
 
+from models import JobState
+from worker.errors import HoldfastError
 from worker.ledger.message import is_ours
+from worker.ledger.settle import Guard
 from worker.settings import settings
 from worker.telemetry import DROPPED, log
 
 logger = log(__name__)
+
+#: Seconds between two looks for a Redis that is away: jobs wait in Postgres for its return.
+_LOOK_S = 1
 
 
 class _Hardened:
@@ -46,11 +53,25 @@ class _Hardened:
             if payload is None:
                 self._hand_over(item, queue)
             else:
-                self.connection._deliver(payload, queue)
+                self._deliver(payload, queue)
             return True
         finally:
             self._in_poll = None
             self._flush_brpop_reauth()
+
+    def _deliver(self, payload: dict[str, Any], queue: str) -> None:
+        """Give the message to the worker; one that it stumbles over ends its job, not the worker."""
+        try:
+            self.connection._deliver(payload, queue)
+        except self.connection_errors:
+            raise
+        except Exception as exc:
+            logger.exception("a message could not be taken", queue=queue, job=payload["headers"]["id"])
+            try:
+                cause = f"its worker could not take the message: {exc!r}"
+                current_app.backend.end_job(payload["headers"]["id"], Guard.waiting(), exc, JobState.DISCARDED, cause)
+            except HoldfastError as away:
+                logger.warning("the end of a job could not be written", error=str(away))
 
     def _hand_over(self, item: bytes, queue: str) -> None:
         DROPPED.labels("handed to adoption").inc()
@@ -99,6 +120,11 @@ _OURS = {stock.Transport: Transport, stock.SentinelTransport: SentinelTransport}
 
 class LedgerConnection(Connection):
     """A broker connection over the hardened transports."""
+
+    def ensure_connection(self, *args: Any, **options: Any) -> Any:
+        """Connect, looking every second for a Redis that is away; Celery would look ever more seldom, up to every 30 s."""
+        every = {"interval_start": _LOOK_S, "interval_step": 0, "interval_max": _LOOK_S}
+        return super().ensure_connection(*args, **{**every, **options})  # type: ignore[no-untyped-call]
 
     def get_transport_cls(self) -> Any:
         """Return ours for the stock one that the URL names."""

@@ -34,7 +34,8 @@ SELECT %(id)s::text, %(task)s::text, %(queue)s::text, %(priority)s::int2,
        %(unique_key)s::text, clock_timestamp() + %(unique_for_s)s::float8 * interval '1 second',
        CASE WHEN due.at > clock_timestamp() THEN NULL ELSE %(epoch)s::text END,
        CASE WHEN due.at > clock_timestamp() OR %(epoch)s::text IS NULL THEN NULL ELSE clock_timestamp() END
-FROM (SELECT coalesce(%(available_at)s::timestamptz, clock_timestamp() + %(delay_s)s::float8 * interval '1 second') AS at
+FROM (SELECT greatest('2000-01-01', coalesce(%(available_at)s::timestamptz,
+                                             clock_timestamp() + %(delay_s)s::float8 * interval '1 second')) AS at
       OFFSET 0) AS due
 WHERE %(fresh)s::bool OR NOT EXISTS (SELECT FROM job_history WHERE id = %(id)s::text)
 ON CONFLICT (id) DO UPDATE
@@ -43,7 +44,7 @@ ON CONFLICT (id) DO UPDATE
        expires_at = excluded.expires_at, revision = jobs.revision + 1, dispatch_epoch = excluded.dispatch_epoch,
        dispatched_at = excluded.dispatched_at
  WHERE jobs.state = 'scheduled' AND jobs.available_at = '9000-01-01 00:00+00'
-RETURNING revision
+RETURNING revision, (extract(epoch FROM dispatched_at) * 1000)::int8
 """
 
 _FORGET_UNIQUE = "UPDATE jobs SET unique_key = NULL WHERE unique_key = %s AND unique_until < clock_timestamp()"
@@ -218,16 +219,16 @@ def payload_hash(job: NewJob) -> bytes:
 def _insert(conn: psycopg.Connection[Any], job: NewJob, epoch: str | None) -> Sendable | None:
     try:
         row = conn.execute(_INSERT, _parameters(job, epoch)).fetchone()
-    except psycopg.DataError as exc:
+    except (psycopg.DataError, psycopg.errors.ProgramLimitExceeded) as exc:
         raise InvalidJob(f"job {job.id} ({job.task}) cannot be stored: {str(exc).splitlines()[0]}") from exc
     faults.point(faults.AFTER_INSERT)
     return _sendable(job, epoch, row)
 
 
-def _sendable(job: NewJob, epoch: str | None, row: tuple[int] | None) -> Sendable | None:
-    if row is None or epoch is None or not job.immediate:
+def _sendable(job: NewJob, epoch: str | None, row: tuple[int, int | None] | None) -> Sendable | None:
+    if row is None or row[1] is None or epoch is None:
         return None
-    return Sendable(job.id, job.queue, job.priority, row[0], job.message, epoch)
+    return Sendable(job.id, job.queue, job.priority, row[0], job.message, epoch, row[1])
 
 
 def _message_text(job: NewJob) -> str:
@@ -244,7 +245,8 @@ def _parameters(job: NewJob, epoch: str | None) -> dict[str, Any]:
         "available_at": job.available_at, "delay_s": job.delay_s, "expires_at": job.expires_at, "expires_s": job.expires_s,
         "max_attempts": job.max_attempts, "caller": job.caller, "idempotency_key": job.idempotency_key,
         "parent_id": job.parent_id, "root_id": job.root_id, "group_id": job.group_id,
-        "unique_key": job.unique_key, "unique_for_s": job.unique_for_s, "epoch": epoch, "fresh": job.fresh,
+        "unique_key": job.unique_key, "unique_for_s": job.unique_for_s, "fresh": job.fresh,
+        "epoch": epoch if job.immediate else None,
     }  # fmt: skip
 
 
@@ -259,15 +261,16 @@ def copy_jobs(jobs: Sequence[NewJob]) -> list[str]:
     epochs = epochs_for([job.queue for job in jobs])
     sendables: list[Sendable] = []
     with statement() as conn, conn.transaction():
-        moment = conn.execute("SELECT clock_timestamp()::text").fetchone()
-        assert moment is not None
+        row = conn.execute("SELECT now::text, (extract(epoch FROM now) * 1000)::int8 FROM clock_timestamp() AS now").fetchone()
+        assert row is not None
+        moment, sent_ms = row
         with conn.cursor().copy(_COPY) as copy:
             for job, epoch in zip(jobs, epochs, strict=True):
                 if epoch:
-                    sendables.append(Sendable(job.id, job.queue, job.priority, 0, job.message, epoch))
+                    sendables.append(Sendable(job.id, job.queue, job.priority, 0, job.message, epoch, sent_ms))
                 copy.write_row((
                     job.id, job.task, job.queue, job.priority, "queued", _message_text(job), job.args, job.kwargs,
-                    moment[0], job.max_attempts, job.caller, job.root_id, epoch, moment[0] if epoch else None,
+                    moment, job.max_attempts, job.caller, job.root_id, epoch, moment if epoch else None,
                 ))  # fmt: skip
         faults.point(faults.AFTER_INSERT)
     faults.point(faults.AFTER_COMMIT)

@@ -27,6 +27,9 @@ logger = log(__name__)
 #: Messages looked at in one round.
 _ROUND = 200
 
+#: Held by whoever sets a message aside or replays it, until that commits.
+LOCK_ENTRY = "SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))"
+
 #: Known by the digest of its bytes, so that setting it aside twice is one entry.
 _SET_ASIDE = """
 INSERT INTO job_history (id, task, queue, state, message, error)
@@ -82,8 +85,9 @@ def _job(raw: bytes, route: Callable[[str], str]) -> NewJob:
     headers, properties, body = _parts(json.loads(raw))
     task, job_id = headers["task"], headers["id"]
     for name in ("task", "id", "root_id", "parent_id", "group"):
-        if not isinstance(headers.get(name) or "", str) or "\0" in (headers.get(name) or ""):
-            raise TypeError(f"{name} {headers[name]!r} is not a text that can be stored")
+        text = headers.get(name) or ""
+        if not isinstance(text, str) or "\0" in text or len(text) > 255:
+            raise TypeError(f"{name} {str(headers[name])[:60]!r} is not a text of at most 255 characters")
     message = {
         "headers": {"lang": "py", "retries": 0, "timelimit": [None, None], "origin": "", **headers},
         "properties": {"reply_to": properties.get("reply_to") or "", "correlation_id": job_id},
@@ -97,7 +101,7 @@ def _job(raw: bytes, route: Callable[[str], str]) -> NewJob:
     given = properties.get("priority")
     return NewJob(
         id=job_id, task=task, queue=route(task), message=message,
-        priority=given if isinstance(given, int) and 0 < given < 10 else 5,
+        priority=given if type(given) is int and 0 < given < 10 else 5,
         args=str(headers.get("argsrepr") or tuple(args))[:1024], kwargs=str(headers.get("kwargsrepr") or kwargs)[:1024],
         available_at=parse_moment(headers["eta"]) if headers.get("eta") else None,
         expires_at=parse_moment(headers["expires"]) if headers.get("expires") else None, caller="celery",
@@ -127,8 +131,10 @@ def set_aside(conn: psycopg.Connection[Any], unsound: Unsound) -> str:
     """Keep a message that cannot become a job in history, with the reason, to be listed and replayed; return its id."""
     entry = "raw-" + hashlib.sha256(unsound.raw).hexdigest()[:32]
     raw = base64.b64encode(unsound.raw).decode()
-    conn.execute(_SET_ASIDE, {
-        "id": entry, "task": "(unreadable)", "queue": settings().foreign_queue,
-        "message": encode({"raw": raw}).decode(), "error": unsound.reason.replace("\0", "\ufffd"),
-    })  # fmt: skip
+    with conn.transaction():
+        conn.execute(LOCK_ENTRY, (entry,))
+        conn.execute(_SET_ASIDE, {
+            "id": entry, "task": "(unreadable)", "queue": settings().foreign_queue,
+            "message": encode({"raw": raw}).decode(), "error": unsound.reason.replace("\0", "\ufffd"),
+        })  # fmt: skip
     return entry

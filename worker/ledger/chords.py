@@ -50,7 +50,7 @@ _RESULTS = "SELECT DISTINCT ON (id) id, result FROM job_history WHERE id = ANY(%
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A header task that returned: its Celery status and its encoded result."""
+    """A header task that returned: its Celery status and its encoded result, as text on its way in and decoded on its way out."""
 
     task_id: str
     status: str
@@ -80,12 +80,12 @@ def grow(conn: psycopg.Connection[Any], group_id: str) -> None:
 
 
 def return_part(
-    conn: psycopg.Connection[Any], group_id: str, part: Part, position: int | None, body: Any
+    conn: psycopg.Connection[Any], group_id: str, part: Part, position: int | None, body: str
 ) -> Complete | None:
     """Count a part, once however often it returns; return the chord if it was the last. The caller commits soon."""
-    conn.execute(_TOUCH, {"group": group_id, "body": encode(body).decode()})
+    conn.execute(_TOUCH, {"group": group_id, "body": body})
     values = {"group": group_id, "task": part.task_id, "position": position, "status": part.status}
-    if conn.execute(_ADD_PART, {**values, "result": encode(part.result).decode()}).fetchone() is None:
+    if conn.execute(_ADD_PART, {**values, "result": part.result}).fetchone() is None:
         return None
     conn.execute(_COUNT, {"group": group_id})
     return _completed(conn, group_id)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 from uuid import UUID
+
+import psycopg
 
 from worker.db import repeatable
 
@@ -40,6 +43,13 @@ def try_claim(job_id: str, revision: int, *, token: UUID, worker_id: UUID, deliv
 
     Raises `LedgerUnavailable` when Postgres is away; the job then stays queued and is sent again.
     """
+    return repeatable(lambda conn: claim(conn, job_id, revision, token=token, worker_id=worker_id, delivery_tag=delivery_tag))
+
+
+def claim(
+    conn: psycopg.Connection[Any], job_id: str, revision: int, *, token: UUID, worker_id: UUID, delivery_tag: str
+) -> Claim | None:
+    """Claim on this connection, as `try_claim`."""
     values = {"id": job_id, "revision": revision, "token": token, "worker": worker_id, "tag": delivery_tag}
-    row = repeatable(lambda conn: conn.execute(_CLAIM, values).fetchone())
+    row = conn.execute(_CLAIM, values).fetchone()
     return Claim(job_id, token, *row) if row else None

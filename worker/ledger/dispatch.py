@@ -32,7 +32,8 @@ UPDATE jobs SET state = 'queued', dispatch_epoch = %(epoch)s, dispatched_at = cl
               AND available_at <= clock_timestamp()
             ORDER BY available_at, id LIMIT %(room)s FOR UPDATE SKIP LOCKED) AS d
   LIMIT %(room)s))
-RETURNING id, queue, priority, revision, message, available_at
+RETURNING id, queue, priority, revision, message, (extract(epoch FROM dispatched_at) * 1000)::int8,
+          extract(epoch FROM available_at)::float8
 """
 
 #: Everything sent in an earlier life of the broker and not claimed.
@@ -63,7 +64,12 @@ UPDATE jobs SET dispatch_epoch = NULL, dispatched_at = NULL
 RETURNING id
 """
 
-_EXPIRED = "SELECT id FROM jobs WHERE expires_at <= clock_timestamp() AND state <> 'running' LIMIT 500"
+#: Two scans, each by its own small index.
+_OVER = """
+(SELECT id, false FROM jobs WHERE expires_at <= clock_timestamp() AND state <> 'running' LIMIT 500)
+UNION ALL
+(SELECT id, true FROM jobs WHERE cancel_requested AND state <> 'running' LIMIT 500)
+"""
 
 
 def waiting_queues(conn: psycopg.Connection[Any]) -> list[tuple[str, bool, int | None]]:
@@ -74,8 +80,8 @@ def waiting_queues(conn: psycopg.Connection[Any]) -> list[tuple[str, bool, int |
 def take_due(conn: psycopg.Connection[Any], queue: str, room: int, epoch: str) -> list[Sendable]:
     """Mark up to `room` due jobs of a queue as sent and return them, most urgent first. To be published after the commit."""
     rows = conn.execute(_TAKE, {"queue": queue, "room": room, "epoch": epoch}).fetchall()
-    rows.sort(key=lambda row: (row[2], row[5], row[0]))
-    return [Sendable(row[0], row[1], row[2], row[3], row[4], epoch) for row in rows]
+    rows.sort(key=lambda row: (row[2], row[6], row[0]))
+    return [Sendable(row[0], row[1], row[2], row[3], row[4], epoch, row[5]) for row in rows]
 
 
 def forgotten(conn: psycopg.Connection[Any], epoch: str) -> list[str]:
@@ -97,6 +103,6 @@ def lost(conn: psycopg.Connection[Any], queue: str, priorities: list[int], after
     return [row[0] for row in conn.execute(_LOST, values).fetchall()]
 
 
-def expired(conn: psycopg.Connection[Any]) -> list[str]:
-    """Return jobs whose time is over before they ran."""
-    return [row[0] for row in conn.execute(_EXPIRED).fetchall()]
+def over(conn: psycopg.Connection[Any]) -> list[tuple[str, bool]]:
+    """Return the jobs that wait in vain, and whether somebody cancelled them; the time of the others is over."""
+    return conn.execute(_OVER).fetchall()

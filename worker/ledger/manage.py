@@ -13,8 +13,9 @@ import psycopg
 from models import HISTORY_COLUMNS
 from worker.clock import parse_moment
 from worker.errors import InvalidJob, JobNotFound, StoreUnavailable
+from worker.ledger.adopt import LOCK_ENTRY
 from worker.settings import settings
-from worker.store import coordination, keys
+from worker.store import cache, coordination, keys
 from worker.telemetry import OUTAGES
 
 _REQUEST_CANCEL = "UPDATE jobs SET cancel_requested = true WHERE id = %s AND state = 'running'"
@@ -175,11 +176,19 @@ def replay(conn: psycopg.Connection[Any], job_id: str) -> None:
         show(conn, job_id)
         raise InvalidJob(f"job {job_id!r} is not finished; there is nothing to replay", job_id=job_id)
     if row[0] is not None:
-        with coordination().use() as client:
+        with conn.transaction(), coordination().use() as client:
+            # Until this commits, adoption waits to set the message aside again: it would find it known, and drop it.
+            conn.execute(LOCK_ENTRY, (job_id,))
             client.lpush(settings().foreign_queue, base64.b64decode(row[0]))
-        conn.execute(_DROP_RAW, (job_id,))
-    elif conn.execute(_REPLAY, (job_id,)).fetchone() is None:
+            conn.execute(_DROP_RAW, (job_id,))
+        return
+    if conn.execute(_REPLAY, (job_id,)).fetchone() is None:
         raise InvalidJob(f"job {job_id!r} lives again already", job_id=job_id)
+    try:
+        with cache().use() as client:
+            client.delete(keys.result(job_id))
+    except StoreUnavailable:
+        OUTAGES.labels("results", "not deleted").inc()
 
 
 def set_paused(conn: psycopg.Connection[Any], queue: str, paused: bool) -> None:

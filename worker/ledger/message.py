@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -53,12 +52,12 @@ class NewJob:
         return self.available_at is None and self.delay_s <= 0
 
 
-def wire(message: Message, queue: str, priority: int, revision: int) -> bytes:
-    """Return the message as workers take it from Redis.
+def wire(message: Message, queue: str, priority: int, revision: int, sent_ms: int) -> bytes:
+    """Return the message as workers take it from Redis; `sent_ms` is when that was by the clock of Postgres.
 
     Times are left out: when a job is sent it is due, and whether it has expired is for Postgres to say, not for a worker's clock.
     """
-    headers = {**message["headers"], "eta": None, "expires": None, HEADER: {"r": revision, "t": int(time.time() * 1000)}}
+    headers = {**message["headers"], "eta": None, "expires": None, HEADER: {"r": revision, "t": sent_ms}}
     properties = {
         **message["properties"],
         "priority": priority,
@@ -76,22 +75,35 @@ def fault_of(message: Any, job_id: str) -> str | None:
         return "it has no headers"
     if not isinstance(headers.get("task"), str) or headers.get("id") != job_id:
         return "its headers do not hold the task's name as `task` and the job's id as `id`"
+    if not _is_timelimit(headers.get("timelimit")):
+        return "its timelimit is not [hard, soft] in seconds"
     if not isinstance(message.get("properties"), dict):
         return "it has no properties"
+    # Celery's JSON builds dates, UUIDs and the like, each of which fails in its own way.
     try:
-        args, kwargs, _ = loads(message["body"])
-        if not isinstance(args, list) or not isinstance(kwargs, dict):
+        loads(encode({"headers": headers, "properties": message["properties"]}))
+    except Exception as exc:
+        return f"its headers or properties cannot be read back: {exc!r}"
+    try:
+        args, kwargs, embed = loads(message["body"])
+        if not isinstance(args, list) or not isinstance(kwargs, dict) or not isinstance(embed, dict | None):
             raise TypeError("not a list and an object")
-    except Exception as exc:  # Celery's JSON builds dates, UUIDs and the like, each of which fails in its own way.
+    except Exception as exc:
         return f"its body is not the JSON text of [args, kwargs, embed]: {exc!r}"
     return None
+
+
+def _is_timelimit(value: Any) -> bool:
+    return value is None or (
+        isinstance(value, list | tuple) and len(value) == 2 and all(x is None or type(x) in (int, float) for x in value)
+    )
 
 
 def is_ours(payload: Any) -> bool:
     """Tell whether a decoded payload is sound enough for a worker and was sent for a row (or on purpose without one)."""
     return (
         isinstance(payload, dict)
-        and isinstance(payload.get("body"), str)
+        and isinstance(payload.get("body"), str | bytes)  # bytes: a delivery that Celery put back after a `Reject`
         and isinstance(headers := payload.get("headers"), dict)
         and HEADER in headers
         and isinstance(headers.get("task"), str)

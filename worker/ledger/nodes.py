@@ -9,6 +9,8 @@ from uuid import UUID
 import psycopg
 
 from worker.ledger import settle
+from worker.locks import release
+from worker.store import keys
 
 _BEAT = """
 INSERT INTO worker_nodes (id, name, host, pid, queues) VALUES (%(id)s, %(name)s, %(host)s, %(pid)s, %(queues)s)
@@ -74,18 +76,22 @@ def give_back_lost(conn: psycopg.Connection[Any], node_id: UUID, known: Set[str]
     rows = conn.execute(_RUNNING, (node_id, older_s)).fetchall()
     return [
         job_id for job_id, token in rows
-        if job_id not in known
-        and settle.give_back(conn, job_id, settle.Guard.token(token), "crashed", error="its worker lost it", crashed=True)
+        if job_id not in known and _give_back(conn, job_id, token, "crashed", "its worker lost it", crashed=True)
     ]  # fmt: skip
 
 
 def give_back_all(conn: psycopg.Connection[Any], node_id: UUID) -> list[str]:
     """Queue again everything that runs on this node, at once: it is stopping. Return the ids."""
     rows = conn.execute(_RUNNING, (node_id, 0.0)).fetchall()
-    return [
-        job_id for job_id, token in rows
-        if settle.give_back(conn, job_id, settle.Guard.token(token), "handed back", error="its worker was stopped")
-    ]  # fmt: skip
+    return [job_id for job_id, token in rows if _give_back(conn, job_id, token, "handed back", "its worker was stopped")]
+
+
+def _give_back(
+    conn: psycopg.Connection[Any], job_id: str, token: UUID, outcome: str, error: str, *, crashed: bool = False
+) -> bool:
+    # The lock goes first: whoever is sent the job next must not take that for a duplicate.
+    release(keys.job_lock(job_id), token.hex)
+    return settle.give_back(conn, job_id, settle.Guard.token(token), outcome, error=error, crashed=crashed)
 
 
 def prune(conn: psycopg.Connection[Any]) -> None:

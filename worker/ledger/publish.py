@@ -40,10 +40,15 @@ class Sendable:
     revision: int
     message: Message
     epoch: str
+    #: When it was marked as sent, by the clock of Postgres, in milliseconds since 1970.
+    sent_ms: int
 
 
 def current_epoch() -> str:
-    """Return the mark of this life of the broker, setting one if it has none. Raises `StoreUnavailable`."""
+    """Return the mark of this life of the broker, setting one if it has none. Raises `StoreUnavailable`.
+
+    It is the random key and the run of the server: a replica that took over has the key, but may lack the last messages.
+    """
     global _seen_epoch
     with coordination().use() as client:
         found = client.get(keys.epoch())
@@ -52,7 +57,8 @@ def current_epoch() -> str:
             found = client.get(keys.epoch())
     if found is None:
         raise StoreUnavailable("Redis (coordination) forgot the epoch as it was set")
-    _seen_epoch = (bytes(found).decode(), time.monotonic())  # type: ignore[arg-type]
+    key = bytes(found).decode()  # type: ignore[arg-type]
+    _seen_epoch = (f"{key}-{coordination().run_id()}", time.monotonic())
     return _seen_epoch[0]
 
 
@@ -124,7 +130,8 @@ def publish(jobs: Sequence[Sendable]) -> bool:
 def _publish_batch(jobs: Sequence[Sendable]) -> bool:
     lists: dict[tuple[str, str], list[bytes]] = defaultdict(list)
     for job in jobs:
-        lists[job.queue, keys.queue(job.queue, job.priority)].append(wire(job.message, job.queue, job.priority, job.revision))
+        payload = wire(job.message, job.queue, job.priority, job.revision, job.sent_ms)
+        lists[job.queue, keys.queue(job.queue, job.priority)].append(payload)
     try:
         with coordination().use() as client:
             pipe = client.pipeline(transaction=False)
@@ -147,11 +154,9 @@ def _note(lists: dict[tuple[str, str], list[bytes]], lengths: list[int], epoch: 
         if length >= settings().window:
             _full_until[queue] = time.monotonic() + _FULL_S
     life = epoch.decode() if epoch else ""
-    if stale := [job.id for job in jobs if job.epoch != life]:
+    if stale := [job.id for job in jobs if job.epoch.partition("-")[0] != life]:
         _seen_epoch = ("", 0.0)
         _take_back(stale)
-    elif life:
-        _seen_epoch = (life, time.monotonic())
 
 
 def _take_back(job_ids: list[str]) -> None:

@@ -144,6 +144,7 @@ def give_back(
 
 def await_replacement(conn: psycopg.Connection[Any], job_id: str, guard: Guard) -> bool:
     """Put the job off until the canvas that replaced it sends its last part under the same id; tell whether the guard held."""
-    sql = _BACK.format(state="'scheduled'", available_at=f"'{NEVER}'", also="", guard=guard.sql)
+    # What time there was for it to begin has been kept: it began.
+    sql = _BACK.format(state="'scheduled'", available_at=f"'{NEVER}'", also=", expires_at = NULL", guard=guard.sql)
     values = {"id": job_id, "outcome": "replaced", "error": None, "traceback": None, **guard.values}
     return conn.execute(sql, values).fetchone() is not None

@@ -92,6 +92,14 @@ class Role:
         """Tell whether the server failed a moment ago and is not tried for now."""
         return time.monotonic() < self._closed_until
 
+    def run_id(self) -> str:
+        """Return what tells this run of the server from any other; empty where the server does not say. Raises as `use`."""
+        try:
+            with self.use() as client:
+                return str(client.info("server").get("run_id", ""))[:8]
+        except StoreRefused:
+            return ""
+
     @contextmanager
     def use(self) -> Iterator[redis.Redis]:
         """Lend a client to one thread.

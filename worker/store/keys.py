@@ -30,6 +30,13 @@ KINDS = (
             "the relay waits"),
     KeyKind("holdfast:lock:job:{<id>}", "coordination", "string", "the setting lease_s, renewed while the job runs",
             "open: the claim in Postgres decides alone"),
+    KeyKind("_kombu.binding.<exchange>", "coordination", "set", "none: kombu's own, a line for each queue and worker",
+            "remote control and events wait; jobs use no exchange"),
+    KeyKind("_kombu.binding_permanent.<exchange>", "coordination", "set", "none: kombu's own, a line for each queue", "as above"),
+    KeyKind("_kombu.binding_deadlines", "coordination", "zset", "none: kombu's own, a line for each queue that expires",
+            "as above"),
+    KeyKind("<id>.reply.celery.pidbox", "coordination", "list", "seconds: answers to remote control, by kombu",
+            "remote control goes unanswered"),
     KeyKind("celery-task-meta-<id>", "cache", "string", "the setting result_ttl_s", "open: results are read from Postgres"),
 )  # fmt: skip
 

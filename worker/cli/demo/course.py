@@ -113,8 +113,9 @@ class Course:
             seen = record.see(conn)
         promises |= {job_id: Promise(Entrance.SCHEDULE) for job_id in seen.ticks}
         evidence = Evidence(
-            promises, seen.states, seen.effects, self._counting.requests(), rolled_back, seen.died, self._book.sent_again
-        )
+            self._plan.jobs, promises, seen.states, seen.effects, self._counting.requests(), rolled_back, seen.died,
+            self._book.sent_again,
+        )  # fmt: skip
         return count(evidence, final=final)
 
     def _stop_ticking(self) -> bool:

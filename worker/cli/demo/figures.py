@@ -25,6 +25,8 @@ class Promise:
 class Evidence:
     """All there is to judge by, at one moment."""
 
+    #: Jobs that callers were to enqueue; the ticks of the schedule come on top.
+    planned: int
     promises: Mapping[str, Promise]
     #: The state of each job that has a row, living or past.
     states: Mapping[str, str]
@@ -69,6 +71,8 @@ class Figures:
     #: Requests at the counting server, and those of them that repeat another: an HTTP call is made at least once.
     requests: int
     requests_repeated: int
+    #: Jobs that no caller got accepted.
+    refused: int
     #: Attempts that died with their worker, so that their jobs ran again.
     died: int
     #: Foreign messages that Redis lost before they were adopted, so that their client sent them again.
@@ -78,13 +82,14 @@ class Figures:
     @property
     def passed(self) -> bool:
         """Whether every promise was kept."""
-        return self.total.accepted > 0 and not (self.total.lost or self.total.duplicates or self.rolled_back_ran)
+        return not (self.refused or self.total.lost or self.total.duplicates or self.rolled_back_ran)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the account for programs."""
         return {
             **asdict(self.total),
             "lost_ids": self.lost_ids,
+            "refused": self.refused,
             "rolled_back": {"enqueued": self.rolled_back, "ran": self.rolled_back_ran},
             "http": {"requests": self.requests, "repeated": self.requests_repeated},
             "attempts_died": self.died, "foreign_sent_again": self.sent_again,
@@ -115,9 +120,10 @@ def count(evidence: Evidence, *, final: bool = False) -> Figures:
     total.duplicates = sum(rows - 1 for rows in evidence.effects.values())
     ran = sum(job_id in evidence.states or job_id in evidence.effects for job_id in evidence.rolled_back)
     requests = sum(evidence.requests.values())
+    refused = evidence.planned - (total.accepted - counts[Entrance.SCHEDULE].accepted)
     return Figures(
         total, counts, rolled_back=len(evidence.rolled_back), rolled_back_ran=ran, requests=requests,
-        requests_repeated=requests - len(evidence.requests), died=evidence.died, sent_again=evidence.sent_again,
+        requests_repeated=requests - len(evidence.requests), refused=refused, died=evidence.died, sent_again=evidence.sent_again,
         lost_ids=sorted(lost)[:_NAMED],
     )  # fmt: skip
 
@@ -142,6 +148,7 @@ def verdict(figures: Figures, *, redis_losses: int, workers_killed: int, seconds
     parts = [
         f"{total.accepted:,} jobs accepted", f"{total.done:,} done", f"{total.lost:,} lost",
         f"{total.duplicates:,} duplicate effect{'' if total.duplicates == 1 else 's'}",
+        *([f"{figures.refused:,} never accepted"] if figures.refused else []),
         *([f"{figures.rolled_back_ran:,} of {figures.rolled_back:,} rolled back ran"] if figures.rolled_back_ran else []),
     ]  # fmt: skip
     times = f"{redis_losses} time{'' if redis_losses == 1 else 's'}"
