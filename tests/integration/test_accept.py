@@ -470,6 +470,7 @@ def test_enqueue_many_takes_mappings_and_options(db: Conn, bench: Bench) -> None
     assert enqueue_many(add, []) == []
 
 
+@pytest.mark.filterwarnings("ignore:.*priority.*")  # Celery would rather have routes
 def test_enqueue_many_heeds_the_options_of_the_task(db: Conn, bench: Bench) -> None:
     def urgent_body(x: int) -> int:
         return x

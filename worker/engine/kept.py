@@ -1,0 +1,219 @@
+"""Results kept in Redis in front of Postgres: Redis, miss, Postgres, fill; and waiting for them."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from celery import states
+from celery.backends.base import KeyValueStoreBackend
+from celery.exceptions import TimeoutError
+from kombu.exceptions import EncodeError
+
+from models import JobState
+from worker.db import repeatable
+from worker.engine.ending import Ending
+from worker.errors import StoreUnavailable
+from worker.ledger import results
+from worker.ledger.publish import publish
+from worker.settings import settings
+from worker.store import cache, keys
+from worker.telemetry import OUTAGES
+
+_PREFIX = keys.result("")
+
+
+class KeptResults(KeyValueStoreBackend):  # type: ignore[misc]
+    """Results as Celery's clients know them, with Postgres behind.
+
+    **Guarantee:** a result is read after a flush or an outage of Redis as well, for as long as history is kept.
+    """
+
+    supports_autoexpire = True
+    supports_native_join = True
+    persistent = True
+
+    def _json(self, value: Any) -> str:
+        """Return a result as JSON text. Raises `EncodeError`, which fails the task, for what Postgres would not take as JSON."""
+        text = str(self.encode(value))
+        if "NaN" in text or "Infinity" in text:
+            try:
+                json.dumps(json.loads(text), allow_nan=False)
+            except ValueError as exc:
+                raise EncodeError(f"the result holds NaN or Infinity, for which JSON has no word: {exc}") from exc
+        return text
+
+    def _meta(self, task_id: str, encoded: Any, state: str, traceback: Any, request: Any) -> dict[str, Any]:
+        meta: dict[str, Any] = self._get_result_meta(result=encoded, state=state, traceback=traceback, request=request)
+        return {**meta, "task_id": task_id}
+
+    def tell(self, task_id: str, state: str, meta: Any) -> None:
+        """Wake whoever watches a running job; the news is not kept, since the job's row tells it for as long as it is true."""
+        try:
+            with cache().use() as client:
+                client.publish(keys.result(task_id), self.encode(self._meta(task_id, meta, state, None, None)))
+        except StoreUnavailable:
+            OUTAGES.labels("results", "nobody woken").inc()
+
+    def _write_through(self, task_id: str, text: str) -> None:
+        self.set(keys.result(task_id), text)
+
+    def get(self, key: Any) -> Any:
+        """Return the value of a key, from Postgres when Redis does not have it."""
+        return self.mget([key])[0]
+
+    def mget(self, wanted: Sequence[Any]) -> list[Any]:
+        """Return the values of several keys; the missing ones are read from Postgres in one query and filled in."""
+        names = [key.decode() if isinstance(key, bytes) else key for key in wanted]
+        found = self._from_cache(names)
+        ids = [name.removeprefix(_PREFIX) for name in names]
+        # What is cached and not final is a state that a task gave itself: its row may have ended meanwhile.
+        doubtful = [job_id for job_id, value in zip(ids, found, strict=True) if not _is_final(value)]
+        if not doubtful:
+            return found
+        kept = self._from_ledger(doubtful)
+        return [
+            kept[job_id] if job_id in kept and (value is None or _is_final(kept[job_id])) else value
+            for job_id, value in zip(ids, found, strict=True)
+        ]
+
+    def _from_cache(self, names: list[str]) -> list[Any]:
+        try:
+            with cache().use() as client:
+                return list(client.mget(names))
+        except StoreUnavailable:
+            OUTAGES.labels("results", "read from postgres").inc()
+            return [None] * len(names)
+
+    def _from_ledger(self, job_ids: list[str]) -> dict[str, Any]:
+        texts: dict[str, Any] = {}
+        for row in repeatable(lambda conn: results.read(conn, job_ids)):
+            text = self.encode(_meta_of(row)).encode()
+            texts[row.id] = text
+            if row.finished_at is not None:
+                self._fill(row.id, text)
+        return texts
+
+    def _fill(self, job_id: str, text: bytes) -> None:
+        try:
+            with cache().use() as client:
+                client.set(keys.result(job_id), text, ex=settings().result_ttl_s, nx=True)
+        except StoreUnavailable:
+            OUTAGES.labels("results", "not filled").inc()
+
+    def set(self, key: Any, value: Any) -> None:
+        """Write a value through to Redis with its life, and wake whoever waits for it; Postgres has it already."""
+        try:
+            with cache().use() as client:
+                pipe = client.pipeline(transaction=False)
+                pipe.set(key, value, ex=settings().result_ttl_s)
+                pipe.publish(key, value)
+                pipe.execute()
+        except StoreUnavailable:
+            OUTAGES.labels("results", "not written through").inc()
+
+    def delete(self, key: Any) -> None:
+        """Forget a key in Redis."""
+        try:
+            with cache().use() as client:
+                client.delete(key)
+        except StoreUnavailable:
+            OUTAGES.labels("results", "not deleted").inc()
+
+    def _forget(self, task_id: str) -> None:
+        self.delete(keys.result(task_id))
+        repeatable(lambda conn: results.forget(conn, task_id))
+
+    def wait_for(
+        self, task_id: str, timeout: float | None = None, interval: float = 0.5, no_ack: bool = True, on_interval: Any = None
+    ) -> Any:
+        """Wait for a job's end: woken by Redis, and asking by itself every `interval` seconds in case nobody wakes it.
+
+        Raises `celery.exceptions.TimeoutError` after `timeout` seconds.
+        """
+        self._ensure_not_eager()
+        deadline = None if timeout is None else time.monotonic() + timeout
+        pause = 0.01
+        with self._watch(task_id) as wait:
+            while True:
+                meta = self.get_task_meta(task_id)
+                if meta["status"] in states.READY_STATES:
+                    return meta
+                if on_interval:
+                    on_interval()
+                left = None if deadline is None else deadline - time.monotonic()
+                if left is not None and left <= 0:
+                    raise TimeoutError("The operation timed out.")
+                wait(min(x for x in (pause, left) if x is not None))
+                pause = min(pause * 2, max(interval, 0.01))
+
+    def get_many(self, task_ids: Any, timeout: float | None = None, interval: float = 0.05, **kwargs: Any) -> Any:
+        """Yield the results of many jobs as they end, asking for all that are missing in one round trip."""
+        return super().get_many(task_ids, timeout=timeout, interval=min(interval, 0.05), **kwargs)
+
+    @contextmanager
+    def _watch(self, task_id: str) -> Iterator[Any]:
+        try:
+            pubsub = cache().pubsub()
+            with cache().use():
+                pubsub.subscribe(keys.result(task_id))
+        except StoreUnavailable:
+            yield time.sleep
+            return
+
+        def wait(seconds: float) -> None:
+            until = time.monotonic() + seconds
+            try:
+                while (left := until - time.monotonic()) > 0:
+                    with cache().use():
+                        if pubsub.get_message(timeout=left) is not None:
+                            return
+            except StoreUnavailable:
+                time.sleep(max(0.0, until - time.monotonic()))
+
+        try:
+            yield wait
+        finally:
+            pubsub.close()
+
+    def on_task_call(self, producer: Any, task_id: str) -> dict[str, Any]:
+        """Do nothing when a task is called: results are subscribed to by those who wait."""
+        return {}
+
+    def tell_all(self, ending: Ending) -> None:
+        for job_id, text in ending.told:
+            self._write_through(job_id, text)
+        publish(ending.sendables)
+
+
+def _is_final(text: Any) -> bool:
+    """Tell whether a cached result is there and final. A group's has no status, and is."""
+    if text is None:
+        return False
+    try:
+        return json.loads(text).get("status", states.SUCCESS) in states.READY_STATES
+    except (ValueError, AttributeError):
+        return True
+
+
+def _meta_of(row: results.Row) -> dict[str, Any]:
+    """Return a row as Celery's result document."""
+    meta: dict[str, Any] = {
+        "status": results.CELERY_STATUS[row.state], "result": row.result, "traceback": row.traceback,
+        "children": row.children or [], "date_done": row.finished_at and row.finished_at.isoformat(), "task_id": row.id,
+    }  # fmt: skip
+    if row.state == JobState.RUNNING and row.progress:
+        meta.update(status="PROGRESS", result=row.progress)
+    elif row.state == JobState.SCHEDULED and row.attempt:
+        meta.update(status=states.RETRY)
+    if meta["status"] in states.EXCEPTION_STATES and meta["result"] is None:
+        kind = "TaskRevokedError" if meta["status"] == states.REVOKED else "JobFailed"
+        meta["result"] = {"exc_type": kind, "exc_message": [row.error or row.state], "exc_module": "celery.exceptions"}
+    if row.group_id:
+        meta["group_id"] = row.group_id
+    if row.parent_id:
+        meta["parent_id"] = row.parent_id
+    return meta
