@@ -89,7 +89,7 @@ def template(stack: Stack) -> str:
 
 @pytest.fixture
 def database_url(stack: Stack, template: str) -> Iterator[str]:
-    """A migrated database without a row. Making one takes a second, so a test that leaves only rows behind leaves it to the next."""
+    """A migrated database without a row. Making one takes a second, so a test that leaves only rows leaves it to the next."""
     server = stack.postgres.url
     template_url = server.rpartition("/")[0] + f"/{template}"
     url = _spare.pop() if _spare else harness.create_database(server, f"test_{next(_databases)}", template)

@@ -44,7 +44,7 @@ def celery(*args: str, ends: int = 0) -> str:
 
 
 def test_inspect_ping_finds_the_worker() -> None:
-    assert "pong" in celery("inspect", "ping", "-t", "10", "-j")
+    assert "pong" in celery("inspect", "ping", "-t", "3", "-j")
 
 
 def test_inspect_knows_tasks_queues_and_statistics() -> None:

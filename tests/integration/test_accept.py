@@ -13,7 +13,6 @@ from typing import Any
 import psycopg
 import pytest
 from celery import chain, group
-from celery.exceptions import CDeprecationWarning
 from redis import Redis
 from sqlalchemy import text
 from sqlalchemy.orm import Session
@@ -471,13 +470,12 @@ def test_enqueue_many_takes_mappings_and_options(db: Conn, bench: Bench) -> None
 
 
 @pytest.mark.filterwarnings("ignore:.*priority.*")  # Celery would rather have routes
+@pytest.mark.filterwarnings("ignore:.*'priority' task attribute")  # Celery would rather have routes
 def test_enqueue_many_heeds_the_options_of_the_task(db: Conn, bench: Bench) -> None:
     def urgent_body(x: int) -> int:
         return x
 
     urgent = app.task(name="tests.urgent", priority=0, time_limit=7)(urgent_body)
-    with pytest.warns(CDeprecationWarning, match="priority"):  # Celery would rather have routes
-        urgent.bind(app)
     (job_id,) = enqueue_many(urgent, [(1,)])
     assert column(db, "priority", job_id) == 0
     assert column(db, "message -> 'headers' -> 'timelimit'", job_id) == [7, None]

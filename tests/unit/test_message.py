@@ -77,13 +77,20 @@ def test_any_body_survives_the_wire(value: Any) -> None:
     assert json.loads(sent(body=body)["body"]) == [[value], {}, {}]
 
 
-def test_what_is_ours_is_told_by_its_header() -> None:
-    assert is_ours(sent())
-    for other in (None, 5, "x", [], {}, {"headers": {}}, {"headers": [], "properties": {}}, {"headers": {HEADER: {}}},
-                  {"headers": {HEADER: {}}, "properties": []}, {"headers": {HEADER: {}}, "properties": {}},
-                  {"headers": {"task": "t"}, "properties": {"delivery_tag": "x"}}):  # fmt: skip
+def test_what_is_ours_is_told_by_its_header_and_is_whole() -> None:
+    ours = sent()
+    assert is_ours(ours)
+    assert is_ours({**ours, "headers": {**ours["headers"], HEADER: {"durable": False}}})
+    assert is_ours({**ours, "body": b"[[], {}, {}]"}), "as Celery puts back what was rejected"
+    for other in (None, 5, "x", [], {}):
         assert not is_ours(other)
-    assert is_ours({"headers": {HEADER: {"durable": False}}, "properties": {"delivery_tag": "x"}})
+    for part in ("headers", "properties", "body"):
+        for wrong in (None, [], 5):
+            assert not is_ours({**ours, part: wrong})
+    for header in ("task", "id", HEADER):
+        assert not is_ours({**ours, "headers": {k: v for k, v in ours["headers"].items() if k != header}})
+    for name in ("delivery_tag", "delivery_info"):
+        assert not is_ours({**ours, "properties": {k: v for k, v in ours["properties"].items() if k != name}})
 
 
 @pytest.mark.parametrize("raw", [b"", b"x", b"[]", b"5", b"{}", b'{"headers": []}', b'{"headers": {"holdfast": {"t": "x"}}}',
