@@ -29,7 +29,7 @@ def _go_through(job_ids: list[str]) -> None:
         dispatch.take_due(conn, "default", 500, "life")
         dispatch.forgotten(conn, "another life")
         dispatch.take_due(conn, "default", 500, "life")
-        dispatch.expired(conn)
+        dispatch.over(conn)
     for job_id in job_ids:
         token = uuid4()
         try_claim(job_id, 0, token=token, worker_id=uuid4(), delivery_tag="tag")
