@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import os
+import re
 import select
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cache, lru_cache
+from hashlib import md5
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import psycopg
 from psycopg import errors as pg
-from psycopg.pq import TransactionStatus
+from psycopg import generators
+from psycopg.adapt import PyFormat, Transformer
+from psycopg.pq import ExecStatus, TransactionStatus
+from psycopg.pq.abc import PGresult
 from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
@@ -215,6 +221,52 @@ def statement() -> Iterator[psycopg.Connection[Any]]:
             if is_away(exc):
                 _autocommit().dispose()
             raise
+
+
+#: A named parameter, as psycopg writes it.
+_NAMED = re.compile(r"%\((\w+)\)s")
+#: What each connection has prepared here, by name.
+_prepared: WeakKeyDictionary[psycopg.Connection[Any], set[bytes]] = WeakKeyDictionary()
+
+
+@cache
+def _positional(sql: str) -> tuple[bytes, bytes, tuple[str, ...]]:
+    """Return what a statement is called on the server, its text with `$1`, `$2` and so on, and the names of these."""
+    names = tuple(dict.fromkeys(_NAMED.findall(sql)))
+    text = _NAMED.sub(lambda found: f"${names.index(found[1]) + 1}", sql)
+    return f"holdfast_{md5(text.encode(), usedforsecurity=False).hexdigest()}".encode(), text.encode(), names
+
+
+def first_row(conn: psycopg.Connection[Any], sql: str, values: Mapping[str, Any]) -> tuple[Any, ...] | None:
+    """Run a statement that every job runs and return its first row, as `conn.execute(sql, values).fetchone()` would.
+
+    On a connection of `statement` it is prepared at once and goes without a cursor, which takes half the time.
+    """
+    row: tuple[Any, ...] | None
+    if not conn.autocommit or not settings().db_prepared:
+        row = conn.execute(sql, values).fetchone()
+        return row
+    name, text, names = _positional(sql)
+    known = _prepared.setdefault(conn, set())
+    if name not in known:
+        conn.pgconn.send_prepare(name, text)
+        _outcome(conn)
+        known.add(name)
+    transformer = Transformer(conn)
+    given = transformer.dump_sequence([values[name] for name in names], [PyFormat.TEXT] * len(names))
+    conn.pgconn.send_query_prepared(name, given)
+    result = _outcome(conn)
+    transformer.set_pgresult(result, set_loaders=True)
+    row = transformer.load_row(0, tuple) if result.ntuples else None
+    return row
+
+
+def _outcome(conn: psycopg.Connection[Any]) -> PGresult:
+    result: PGresult
+    (result,) = conn.wait(generators.execute(conn.pgconn))
+    if result.status not in (ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK):
+        raise pg.error_from_result(result)
+    return result
 
 
 def repeatable(work: Callable[[psycopg.Connection[Any]], T]) -> T:

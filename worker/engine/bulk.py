@@ -32,6 +32,7 @@ def enqueue_many(
     call by call (idempotency, uniqueness, delays, links) are for `apply_async`. Raises `InvalidJob` that names the row.
     """
     app = task.app
+    task = app.tasks[task.name]  # itself: the proxy that `@app.task` leaves looks it up for each attribute
     check_options({"caller": caller})
     own = _own_options(task)
     queue = queue or own.get("queue")
@@ -68,6 +69,8 @@ def _own_options(task: Task) -> dict[str, Any]:
 
 
 def _call(index: int, row: Sequence[Any] | Mapping[str, Any]) -> tuple[Sequence[Any], Mapping[str, Any]]:
+    if isinstance(row, list | tuple):
+        return tuple(row), {}
     if isinstance(row, Mapping):
         return (), dict(row)
     if isinstance(row, Sequence) and not isinstance(row, str | bytes):

@@ -15,7 +15,7 @@ from sqlalchemy import event
 from sqlalchemy.orm import Session, SessionTransaction
 
 from worker import faults
-from worker.db import raw, repeatable, statement, translated
+from worker.db import first_row, raw, repeatable, statement, translated
 from worker.errors import IdempotencyConflict, InvalidJob
 from worker.ledger.message import NewJob, encode
 from worker.ledger.publish import Sendable, epochs_for, publish
@@ -37,7 +37,7 @@ SELECT %(id)s::text, %(task)s::text, %(queue)s::text, %(priority)s::int2,
 FROM (SELECT greatest('2000-01-01', coalesce(%(available_at)s::timestamptz,
                                              clock_timestamp() + %(delay_s)s::float8 * interval '1 second')) AS at
       OFFSET 0) AS due
-WHERE %(fresh)s::bool OR NOT EXISTS (SELECT FROM job_history WHERE id = %(id)s::text)
+WHERE {unless}
 ON CONFLICT (id) DO UPDATE
    SET task = excluded.task, queue = excluded.queue, priority = excluded.priority, state = excluded.state,
        message = excluded.message, args = excluded.args, kwargs = excluded.kwargs, available_at = excluded.available_at,
@@ -46,6 +46,10 @@ ON CONFLICT (id) DO UPDATE
  WHERE jobs.state = 'scheduled' AND jobs.available_at = '9000-01-01 00:00+00'
 RETURNING revision, (extract(epoch FROM dispatched_at) * 1000)::int8
 """
+
+#: An id that was made just now is not looked for in the past, which would cost something for each day of it.
+_ACCEPT_FRESH = _INSERT.format(unless="true")
+_ACCEPT = _INSERT.format(unless="NOT EXISTS (SELECT FROM job_history WHERE id = %(id)s::text)")
 
 _FORGET_UNIQUE = "UPDATE jobs SET unique_key = NULL WHERE unique_key = %s AND unique_until < clock_timestamp()"
 _UNIQUE_HOLDER = "SELECT id FROM jobs WHERE unique_key = %s"
@@ -153,7 +157,7 @@ def _insert_many(
     cursor = conn.cursor()
     rows = [_parameters(job, epoch) for job, epoch in zip(jobs, epochs, strict=True)]
     try:
-        cursor.executemany(_INSERT, rows, returning=True)
+        cursor.executemany(_ACCEPT_FRESH if all(job.fresh for job in jobs) else _ACCEPT, rows, returning=True)
     except psycopg.DataError as exc:
         raise InvalidJob(f"one of {len(jobs)} jobs cannot be stored: {str(exc).splitlines()[0]}") from exc
     written: list[tuple[str, Sendable | None]] = []
@@ -218,7 +222,7 @@ def payload_hash(job: NewJob) -> bytes:
 
 def _insert(conn: psycopg.Connection[Any], job: NewJob, epoch: str | None) -> Sendable | None:
     try:
-        row = conn.execute(_INSERT, _parameters(job, epoch)).fetchone()
+        row = first_row(conn, _ACCEPT_FRESH if job.fresh else _ACCEPT, _parameters(job, epoch))
     except (psycopg.DataError, psycopg.errors.ProgramLimitExceeded) as exc:
         raise InvalidJob(f"job {job.id} ({job.task}) cannot be stored: {str(exc).splitlines()[0]}") from exc
     faults.point(faults.AFTER_INSERT)
@@ -245,7 +249,7 @@ def _parameters(job: NewJob, epoch: str | None) -> dict[str, Any]:
         "available_at": job.available_at, "delay_s": job.delay_s, "expires_at": job.expires_at, "expires_s": job.expires_s,
         "max_attempts": job.max_attempts, "caller": job.caller, "idempotency_key": job.idempotency_key,
         "parent_id": job.parent_id, "root_id": job.root_id, "group_id": job.group_id,
-        "unique_key": job.unique_key, "unique_for_s": job.unique_for_s, "fresh": job.fresh,
+        "unique_key": job.unique_key, "unique_for_s": job.unique_for_s,
         "epoch": epoch if job.immediate else None,
     }  # fmt: skip
 

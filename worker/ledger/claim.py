@@ -9,7 +9,7 @@ from uuid import UUID
 
 import psycopg
 
-from worker.db import repeatable
+from worker.db import first_row, repeatable
 
 #: The attempt is counted here, before it runs. The commit is not waited for on disk: a claim that a crash of Postgres forgets
 #: leaves the job queued under another token, so the attempt that lost it cannot settle, and the job runs again.
@@ -51,5 +51,5 @@ def claim(
 ) -> Claim | None:
     """Claim on this connection, as `try_claim`."""
     values = {"id": job_id, "revision": revision, "token": token, "worker": worker_id, "tag": delivery_tag}
-    row = conn.execute(_CLAIM, values).fetchone()
+    row = first_row(conn, _CLAIM, values)
     return Claim(job_id, token, *row) if row else None

@@ -9,6 +9,7 @@ from uuid import UUID
 import psycopg
 
 from models import HISTORY_COLUMNS, JobState
+from worker.db import first_row
 from worker.ledger.message import NewJob, encode
 
 _COLUMNS = ", ".join(HISTORY_COLUMNS)
@@ -97,8 +98,7 @@ def _storable(text: str | None) -> str | None:
 
 def finish(conn: psycopg.Connection[Any], job_id: str, guard: Guard, outcome: Outcome) -> bool:
     """Move the job to history with its outcome; tell whether the guard held. The caller commits."""
-    row = conn.execute(_FINISH.format(guard=guard.sql), {"id": job_id, **guard.values, **outcome.values()}).fetchone()
-    return row is not None
+    return first_row(conn, _FINISH.format(guard=guard.sql), {"id": job_id, **guard.values, **outcome.values()}) is not None
 
 
 def record(conn: psycopg.Connection[Any], job_id: str, task: str, outcome: Outcome) -> bool:
