@@ -2,6 +2,7 @@
 
 from models.attempt import Attempt
 from models.base import Base
+from models.cache_outbox import CacheOutbox
 from models.chord import Chord, ChordPart
 from models.effect import Effect
 from models.job import ACTIVE_STATES, FINAL_STATES, HISTORY_COLUMNS, Job, JobHistory, JobState
@@ -17,6 +18,8 @@ __all__ = [
     "Effect", "JobKey", "Chord", "ChordPart",
     # the fleet
     "Queue", "Schedule", "WorkerNode",
+    # the cache
+    "CacheOutbox",
     # for migrations
     "Base",
 ]  # fmt: skip

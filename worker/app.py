@@ -6,6 +6,7 @@ from typing import Any
 
 from kombu.entity import Queue
 
+from worker.cache import set_refresher
 from worker.engine import signals as _signals
 from worker.engine.application import Holdfast
 from worker.engine.bulk import enqueue_many
@@ -14,6 +15,9 @@ from worker.ledger import enqueue_in
 from worker.settings import read_settings
 
 __all__ = ["app", "enqueue_in", "enqueue_many"]
+
+#: Seconds in which a job that refreshes a cached value must begin: the usual lease. Its next reader sends another.
+_REFRESH_S = 3.0
 
 
 def defaults() -> dict[str, Any]:
@@ -44,7 +48,17 @@ def defaults() -> dict[str, Any]:
     }  # fmt: skip
 
 
-app = Holdfast("holdfast", include=["worker.tasks.http", "worker.tasks.maintenance", *read_settings().include])
+_OURS = ("worker.tasks.cache", "worker.tasks.http", "worker.tasks.maintenance")
+
+app = Holdfast("holdfast", include=[*_OURS, *read_settings().include])
 app.add_defaults(defaults)
 app.steps["worker"].add(PoolWatch)
+
+
+def _refresh_by_job(name: str, args: list[Any], token: str) -> None:
+    """Send what refreshes a cached value; one that no worker got to while its lease held is let go."""
+    app.send_task("cache.refresh", (name, args, token), durable=False, expires=_REFRESH_S)
+
+
+set_refresher(_refresh_by_job)
 _ = _signals

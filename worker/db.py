@@ -192,6 +192,8 @@ def translated() -> Iterator[None]:
     except (*_AWAY, DBAPIError) as exc:
         if not is_away(exc):
             raise
+        if engine.cache_info().currsize:  # After a failover its connections may be left behind with a server that only reads.
+            engine().dispose()
         raise LedgerUnavailable(f"Postgres did not answer: {_first_line(exc)}") from exc
 
 
@@ -302,12 +304,15 @@ def upgrade(database_url: str | None = None) -> None:
 
 
 def check_schema() -> None:
-    """Raise `SchemaOutdated` unless the database is at the newest revision."""
+    """Raise `SchemaOutdated` unless the database has what this release needs.
+
+    A newer schema does: each migration is safe for the release before it, whose processes must be able to restart meanwhile.
+    """
     from alembic.script import ScriptDirectory
 
     head = ScriptDirectory.from_config(alembic_config()).get_current_head()
     with statement() as conn:
         row = conn.execute("SELECT version_num FROM alembic_version").fetchone()
-    if row is None or row[0] != head:
+    if row is None or row[0] < head:  # revisions are numbers with leading zeros
         found = row[0] if row else "none"
         raise SchemaOutdated(f"the database is at revision {found}, this release needs {head}: run `holdfast db upgrade`")

@@ -23,6 +23,11 @@
     │   ├── HttpRedirectError    the server redirects to where no call can go
     │   └── HttpUnreachable      no sound answer came
     │       └── HttpTimeout      no whole answer came in time
+    ├── CacheError               a cached value cannot be given
+    │   ├── CacheConfigError (ValueError)  a region or loader is declared wrongly
+    │   ├── CacheKeyError (ValueError)     a key or tag cannot be used
+    │   ├── CacheValueError (ValueError)   a value cannot be cached
+    │   └── LoadFailed           another caller's load failed a moment ago
     └── JobNotFound              no job, living or past, has this id
 
 The docstring of a class is its default message.
@@ -135,3 +140,27 @@ class HttpTimeout(HttpUnreachable):
 
 class JobNotFound(HoldfastError):
     """No job, living or past, has this id."""
+
+
+class CacheError(HoldfastError):
+    """The cached value cannot be given."""
+
+
+class CacheConfigError(CacheError, ValueError):
+    """The cache is declared in a way that cannot work."""
+
+
+class CacheKeyError(CacheError, ValueError):
+    """The key or tag cannot be used."""
+
+
+class CacheValueError(CacheError, ValueError):
+    """The value cannot be cached."""
+
+
+class LoadFailed(CacheError):
+    """Another caller's load failed a moment ago, and the next is not due yet."""
+
+    key: str = ""
+    #: Seconds until the next load.
+    retry_after: float = 0.0

@@ -7,7 +7,8 @@ import signal
 import time
 from collections.abc import Callable
 
-#: Every point, in the order a job passes them. A point stands in the code once, as `faults.point(NAME)`.
+#: Every point, in the order a job passes them; the last is passed by whatever changes what is cached. A point stands in the code
+#: once, as `faults.point(NAME)`.
 AFTER_INSERT = "after-insert"
 AFTER_COMMIT = "after-commit"
 AFTER_PUBLISH = "after-publish"
@@ -15,7 +16,10 @@ AFTER_LOCK = "after-lock"
 AFTER_CLAIM = "after-claim"
 BEFORE_SETTLE = "before-settle"
 AFTER_SETTLE = "after-settle"
-POINTS = (AFTER_INSERT, AFTER_COMMIT, AFTER_PUBLISH, AFTER_LOCK, AFTER_CLAIM, BEFORE_SETTLE, AFTER_SETTLE)
+BEFORE_INVALIDATE = "before-invalidate"
+POINTS = (
+    AFTER_INSERT, AFTER_COMMIT, AFTER_PUBLISH, AFTER_LOCK, AFTER_CLAIM, BEFORE_SETTLE, AFTER_SETTLE, BEFORE_INVALIDATE,
+)  # fmt: skip
 
 
 class InjectedFault(Exception):

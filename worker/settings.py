@@ -56,7 +56,10 @@ class Settings(BaseSettings):
     db_pool_size: int = Field(5, ge=1, description="Postgres connections one process keeps open.")
     db_connect_s: float = Field(3.0, gt=0, description="Seconds to wait for a Postgres connection.")
     db_prepared: bool = Field(True, description="Whether statements are prepared and sessions set up on the server; off behind a pooler in transaction mode.")
-    redis_timeout_s: float = Field(1.0, gt=0, description="Seconds to wait for one Redis answer.")
+    redis_timeout_s: float = Field(1.0, gt=0, description="Seconds to wait for one answer of the coordination Redis.")
+
+    cache_timeout_ms: int = Field(50, ge=1, le=60_000, description="Milliseconds to wait for one answer of the cache Redis; after that its callers do without.")
+    cache_bypass_loads: int = Field(8, ge=1, description="Loads one process runs at a time while the cache Redis is away; further callers wait.")
 
     http_allow_private: bool = Field(False, description="Whether `http.call` may reach private, loopback and link-local addresses.")
     http_max_bytes: int = Field(1_048_576, ge=0, description="Largest response body `http.call` reads, in bytes.")

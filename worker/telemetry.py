@@ -17,6 +17,25 @@ SETTLED = Counter("holdfast_settled_jobs", "Attempts this process ended, by outc
 #: What the relay did.
 RELAYED = Counter("holdfast_relayed_jobs", "Jobs the relay moved, by deed.", ["deed"])
 
+#: Reads that the cache answered.
+CACHE_HITS = Counter("holdfast_cache_hits", "Reads the cache answered with a fresh value.", ["region"])
+#: Reads that found nothing usable.
+CACHE_MISSES = Counter("holdfast_cache_misses", "Reads that found no usable value in the cache.", ["region"])
+#: Reads answered with a value past its ttl.
+CACHE_STALE = Counter("holdfast_cache_stale", "Reads answered with a value past its ttl.", ["region"])
+#: Callers that waited while another loaded.
+CACHE_WAITS = Counter("holdfast_cache_waits", "Callers that waited while another loaded.", ["region"])
+#: Refreshes begun before the ttl was over.
+CACHE_EARLY = Counter("holdfast_cache_early", "Refreshes begun before the ttl was over.", ["region"])
+#: Callers that did without the cache.
+CACHE_BYPASSES = Counter("holdfast_cache_bypasses", "Callers served without the cache, because its Redis was away.", ["region"])
+#: Runs of loaders.
+CACHE_LOADS = Counter("holdfast_cache_loads", "Runs of loaders.", ["region"])
+#: Loaded values that were not stored.
+CACHE_REFUSED = Counter("holdfast_cache_refused", "Values not stored, because they were invalidated or overtaken.", ["region"])
+#: What went wrong, by what it was.
+CACHE_FAILURES = Counter("holdfast_cache_failures", "Failed loads, unreadable entries, lost writes.", ["region", "what"])
+
 
 def log(name: str) -> structlog.stdlib.BoundLogger:
     """Return the structured logger of a module; lines go through the standard library, so Celery's set-up applies."""

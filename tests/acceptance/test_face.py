@@ -478,7 +478,9 @@ def test_unreadable_messages_on_the_queue_hold_nobody_up(house: House) -> None:
         "body": "{", "content-type": "application/json", "content-encoding": "utf-8",
     }  # fmt: skip
     pickled = {**stray, "body": "gA==", "content-type": "application/x-python-serialize", "content-encoding": "binary"}
-    for raw in (b"\xff\xfe", b"[" * 100_000, json.dumps(stray), json.dumps(pickled), json.dumps({**stray, "properties": {}})):
+    marked = {**stray, "body": "[[1, 2], {}, {}]", "headers": {**stray["headers"], "holdfast": 5}}  # type: ignore[dict-item]
+    whole = [json.dumps(message) for message in (stray, pickled, marked, {**stray, "properties": {}})]
+    for raw in (b"\xff\xfe", b"[" * 100_000, *whole):
         house.redis.lpush("default", raw)
     assert [got(t.add.delay(i, i)) for i in range(4)] == [0, 2, 4, 6]
 
@@ -495,6 +497,29 @@ def test_job_whose_message_no_worker_can_read_is_set_aside(house: House, pool: s
     )
     house.deliver_again(job_id)
     assert house.wait_for(job_id, "discarded") == "discarded"
+    assert got(t.add.delay(1, 1)) == 2
+
+
+STRANGE: dict[str, Any] = {"a text": "60", "one number": [60], "words": ["soon", None], "an object": {"hard": 60}}
+
+
+@pytest.mark.parametrize("case", STRANGE)
+def test_strange_timelimit_of_a_message_ends_no_worker(case: str, house: House, pool: str) -> None:
+    foreign, ours = f"foreign {case} {pool}", f"ours {case} {pool}"
+    headers = {"task": "tests.sample_tasks.add", "timelimit": STRANGE[case]}
+    properties = {"delivery_tag": "x", "delivery_info": {"exchange": "", "routing_key": "default"}}
+    body = {"body": "[[1, 2], {}, {}]", "content-type": "application/json", "content-encoding": "utf-8"}
+    for queue in ("celery", "default"):
+        house.redis.lpush(queue, json.dumps({"headers": {**headers, "id": foreign}, "properties": properties, **body}))
+    # One that says it is ours, as a row might have been before its message was looked at.
+    house.sql("INSERT INTO jobs (id, task, queue, state, message, dispatch_epoch, dispatched_at) "
+              "VALUES (%s, 'tests.sample_tasks.add', 'default', 'queued', %s, 'e', now())",
+              ours, json.dumps({"headers": {**headers, "id": ours}, "properties": {}, **body}))  # fmt: skip
+    house.deliver_again(ours)
+    assert house.wait_for(ours, "discarded") == "discarded"
+    aside = "SELECT error FROM job_history WHERE message ->> 'raw' IS NOT NULL AND error LIKE %s"
+    eventually(lambda: house.sql(aside, "%timelimit is not [hard, soft] in seconds%"), WAIT)
+    eventually(lambda: not house.redis.llen("celery"), WAIT)
     assert got(t.add.delay(1, 1)) == 2
 
 

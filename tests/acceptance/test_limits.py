@@ -18,6 +18,9 @@ from tests import sample_tasks as t
 from tests.acceptance.conftest import House, Log
 from tests.harness import Worker, eventually
 from worker.app import app
+from worker.db import statement
+from worker.ledger import manage
+from worker.store import keys
 
 WAIT = 25
 
@@ -67,6 +70,38 @@ def test_running_job_is_terminated(name: str, house: House, tmp_path: Path) -> N
         got(result)
     assert house.state(result.id) == "cancelled"
     assert got(t.add.delay(1, 1)) == 2
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGKILL"])
+def test_terminated_job_that_is_replayed_runs(name: str, house: House, tmp_path: Path) -> None:
+    gate, started = tmp_path / "gate", tmp_path / "started"
+    result = t.wait_for.delay(str(gate), str(started))
+    eventually(started.exists, WAIT)
+    app.control.revoke(result.id, terminate=True, signal=name)
+    house.wait_for(result.id, "cancelled", timeout=WAIT)
+    gate.touch()
+    with statement() as conn:
+        manage.replay(conn, result.id)
+    assert got(app.AsyncResult(result.id)) == "done"
+    assert house.sql("SELECT state, attempt FROM job_history WHERE id = %s ORDER BY finished_at", result.id) == [
+        ("cancelled", 1), ("succeeded", 2)]  # fmt: skip
+
+
+def test_duplicates_do_not_make_a_worker_give_away_the_long_job_it_runs(house: House, log: Log, tmp_path: Path) -> None:
+    gate, started = tmp_path / "gate", tmp_path / "started"
+    result = t.wait_for.delay(str(gate), str(started), str(log))
+    eventually(started.exists, WAIT)
+    for _ in range(3):
+        house.deliver_again(result.id)
+    assert got(t.add.delay(1, 1)) == 2, "the duplicates have been taken"
+    # What the node runs by its row and does not know itself, it gives away once that is older than the silence of the dead.
+    old = "SELECT claimed_at < clock_timestamp() - interval '6 seconds' FROM jobs WHERE id = %s"
+    eventually(lambda: house.sql(old, result.id) == [(True,)], WAIT)
+    assert house.redis.exists(keys.job_lock(result.id)), "it still has its lock"
+    gate.touch()
+    assert got(result) == "done"
+    assert len(log.lines) == 1
+    assert house.sql("SELECT attempt, crashes FROM job_history WHERE id = %s", result.id) == [(1, 0)]
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGKILL"])

@@ -20,6 +20,8 @@ from tests import sample_tasks as t
 from tests.acceptance.conftest import House
 from tests.harness import ROOT, Program, Worker, eventually
 from worker.app import app
+from worker.db import statement
+from worker.ledger import manage
 from worker.store import keys
 
 WAIT = 25
@@ -64,6 +66,16 @@ def test_active_job_is_inspected(tmp_path: Any) -> None:
     assert [request["id"] for request in active] == [result.id]
     (tmp_path / "gate").touch()
     assert result.get(timeout=WAIT) == "done"
+
+
+def test_revoke_command_cancels_a_waiting_job_for_good_and_it_can_be_replayed(house: House) -> None:
+    result = t.add.apply_async((1, 2), countdown=3600)
+    celery("control", "revoke", result.id)
+    house.wait_for(result.id, "cancelled", timeout=WAIT)
+    assert result.state == "REVOKED"
+    with statement() as conn:
+        manage.replay(conn, result.id)
+    assert app.AsyncResult(result.id).get(timeout=WAIT) == 3
 
 
 def test_call_sends_a_job(house: House) -> None:

@@ -18,6 +18,8 @@ from worker.db import session
 
 ACCEPTING = (faults.AFTER_INSERT, faults.AFTER_COMMIT, faults.AFTER_PUBLISH)
 RUNNING = (faults.AFTER_LOCK, faults.AFTER_CLAIM, faults.BEFORE_SETTLE, faults.AFTER_SETTLE)
+#: No job's: died at in tests/integration/test_cache_outbox.py.
+CACHING = (faults.BEFORE_INVALIDATE,)
 #: Points that a job has to be armed for before it begins; for the others it arms its process itself.
 BEFORE_THE_BODY = (faults.AFTER_LOCK, faults.AFTER_CLAIM)
 
@@ -26,7 +28,7 @@ END_S = sized(20.0, 60.0)
 
 
 def test_every_point_is_tested() -> None:
-    assert {*ACCEPTING, *RUNNING} == set(faults.POINTS)
+    assert {*ACCEPTING, *RUNNING, *CACHING} == set(faults.POINTS)
 
 
 # ---- accepting

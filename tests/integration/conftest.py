@@ -59,7 +59,7 @@ class Bench:
 
     def __init__(self, redis: Redis) -> None:
         self.redis = redis
-        Node("bench", ["default"], set).register()
+        Node("bench", ["default"], set, app.backend.crash).register()
 
     def waiting(self, queue: str = "default") -> list[dict[str, Any]]:
         """Return the messages in a queue, the one served first first."""

@@ -6,6 +6,7 @@ import base64
 import json
 import pickle
 import re
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -22,7 +23,7 @@ from tests.sample_tasks import add
 from worker.app import app
 from worker.embedded import Stack
 from worker.engine.relay import Relay
-from worker.errors import InvalidJob
+from worker.errors import InvalidJob, JobNotFound, StoreUnavailable
 from worker.faults import InjectedFault
 from worker.ledger import manage
 from worker.store import keys
@@ -116,6 +117,25 @@ def test_many_foreign_messages_are_adopted_in_order(foreign: Celery, db: Conn, b
     while bench.redis.llen("celery"):
         relay.round()
     assert jobs(db) == bench.ids() == sent
+
+
+@pytest.mark.parametrize("priority", [True, False, "3", 3.5, -1, 10, None, [3], {"p": 3}])
+def test_priority_that_is_none_is_the_usual_one(priority: Any, db: Conn, bench: Bench, relay: Relay) -> None:
+    odd = message(id="odd")
+    odd["properties"]["priority"] = priority
+    push(bench.redis, odd)
+    push(bench.redis, message(id="good"))
+    relay.round()
+    assert db.execute("SELECT id, priority FROM jobs ORDER BY id").fetchall() == [("good", 5), ("odd", 5)]
+    assert sorted(bench.work()) == ["good", "odd"]
+
+
+def test_type_of_celerys_json_in_a_foreign_header_is_built_for_the_task(db: Conn, bench: Bench, relay: Relay) -> None:
+    push(bench.redis, message(id="typed", **{"x-when": {"__type__": "datetime", "__value__": "2030-01-01T00:00:00"}}))
+    relay.round()
+    (waiting,) = bench.waiting()
+    assert waiting["headers"]["x-when"].year == 2030
+    assert bench.work() == ["typed"]
 
 
 def test_priority_buckets_of_the_foreign_queue_are_read(foreign: Celery, db: Conn, bench: Bench, relay: Relay) -> None:
@@ -219,6 +239,22 @@ UNSOUND: dict[str, tuple[bytes, str]] = {
     "half a surrogate in the id": (json.dumps(message(id="\ud800")).encode(), "not a Celery message"),
     "pickle": (spoiled(**{"content-type": "application/x-python-serialize", "body": PICKLED}), "content type.*JSON only"),
     "yaml": (spoiled(**{"content-type": "application/x-yaml"}), "content type.*JSON only"),
+    "a timelimit that is a text": (json.dumps(message(timelimit="60")).encode(), "timelimit is not .hard, soft. in seconds"),
+    "a timelimit of one": (json.dumps(message(timelimit=[60])).encode(), "timelimit is not"),
+    "a timelimit in words": (json.dumps(message(timelimit=["soon", None])).encode(), "timelimit is not"),
+    "a timelimit that is an object": (json.dumps(message(timelimit={"hard": 60})).encode(), "timelimit is not"),
+    "a timelimit that is true": (json.dumps(message(timelimit=[True, None])).encode(), "timelimit is not"),
+    "an embed that is a list": (json.dumps(message(body=[[], {}, [1]])).encode(), "not a list and an object"),
+    "an id that is too long": (json.dumps(message(id="x" * 256)).encode(), "id .* is not a text of at most 255 characters"),
+    "a group that is no text": (json.dumps(message(group=5)).encode(), "group '5' is not a text"),
+    "a type nobody can build in a header": (
+        json.dumps(message(x={"__type__": "uuid", "__value__": {"hex": 1}})).encode(),
+        "headers or properties cannot be read back",
+    ),
+    "a type nobody can build where to reply": (
+        spoiled(properties={"body_encoding": "base64", "reply_to": {"__type__": "datetime", "__value__": "never"}}),
+        "headers or properties cannot be read back",
+    ),
     "an unknown task": (json.dumps(message(task="their.unknown")).encode(), "unknown task 'their.unknown'"),
     "an unknown task with a zero byte": (json.dumps(message(task="a\0b")).encode(), "task .* is not a text"),
 }
@@ -275,6 +311,56 @@ def test_replay_without_the_fix_sets_it_aside_again(db: Conn, bench: Bench, rela
     manage.replay(db, entry["id"])
     relay.round()
     assert [e["id"] for e in aside(db)] == [entry["id"]]
+
+
+@pytest.mark.parametrize("raw", [b"\xff\xfe\x00", b"\x80\x04not json", b"", b"[1, 2]", json.dumps(message(id="\ud800")).encode()])
+def test_raw_message_is_replayed_byte_by_byte(raw: bytes, db: Conn, bench: Bench, relay: Relay) -> None:
+    push(bench.redis, raw)
+    relay.round()
+    (entry,) = aside(db)
+    manage.replay(db, entry["id"])
+    assert bench.redis.lrange("celery", 0, -1) == [raw]
+    assert aside(db) == []
+    with pytest.raises(JobNotFound):
+        manage.replay(db, entry["id"])
+    relay.round()
+    assert [again["id"] for again in aside(db)] == [entry["id"]]
+    assert bench.redis.llen("celery") == 0
+
+
+def test_raw_message_is_not_replayed_while_redis_is_away(db: Conn, stack: Stack, bench: Bench, relay: Relay) -> None:
+    push(bench.redis, b"nonsense")
+    relay.round()
+    (entry,) = aside(db)
+    stack.redis.kill()
+    with pytest.raises(StoreUnavailable):
+        manage.replay(db, entry["id"])
+    assert [kept["id"] for kept in aside(db)] == [entry["id"]]
+
+
+def test_message_that_a_relay_meets_while_it_is_being_replayed_is_not_lost(
+    env: dict[str, str], db: Conn, bench: Bench, relay: Relay
+) -> None:
+    push(bench.redis, b"nonsense")
+    relay.round()
+    (entry,) = aside(db)
+    with psycopg.connect(env["DATABASE_URL"]) as slow, ThreadPoolExecutor(2) as pool:
+        slow.execute("SELECT FROM job_history FOR UPDATE")  # the replay has put the message back, and cannot take it off the list
+        replay = pool.submit(_replay, env, entry["id"])
+        eventually(lambda: bench.redis.llen("celery") == 1)
+        adopting = pool.submit(relay.adopt)
+        time.sleep(0.3)  # enough for a relay that does not wait to find the entry known and to drop the message
+        slow.rollback()
+        replay.result()
+        adopting.result()
+    relay.adopt()
+    assert [kept["id"] for kept in aside(db)] == [entry["id"]]
+    assert bench.redis.llen("celery") == 0
+
+
+def _replay(env: dict[str, str], job_id: str) -> None:
+    with psycopg.connect(env["DATABASE_URL"], autocommit=True) as conn:
+        manage.replay(conn, job_id)
 
 
 def test_finished_job_is_replayed_under_its_id_and_a_living_one_is_not(db: Conn, bench: Bench, relay: Relay) -> None:

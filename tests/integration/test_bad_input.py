@@ -38,6 +38,27 @@ from worker.store.client import check_policy
 Conn = psycopg.Connection[Any]
 HOUR = 3600
 
+
+@app.task(unique_for=60, unique_on=str)
+def unique_on_all(text: str) -> str:
+    return text
+
+
+@app.task(unique_for=60)
+def echoed(text: str) -> str:
+    return text
+
+
+@app.task(unique_for=60, name="n" * 250)
+def named_at_length(n: int) -> int:
+    return n
+
+
+@app.task(time_limit="soon")
+def limited_in_words() -> None:
+    pass
+
+
 CALLS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "unknown queue": (lambda: add.apply_async((1, 2), queue="nowhere"), UnknownQueue, "'nowhere'.*HOLDFAST_QUEUES: default"),
     "unknown queue by send_task": (lambda: app.send_task("any", queue="nowhere"), UnknownQueue, "'nowhere'"),
@@ -124,6 +145,51 @@ CALLS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     ),
     "a key that is no text": (lambda: add.apply_async((1, 2), idempotency_key=5), InvalidJob, "idempotency_key 5"),
     "a zero byte in a key": (lambda: add.apply_async((1, 2), idempotency_key="a\0b"), InvalidJob, "idempotency_key"),
+    "an id that is too long": (lambda: add.apply_async((1, 2), task_id="x" * 256), InvalidJob, "task_id 'xxx.* of 1 to 255 char"),
+    "a key that is too long": (
+        lambda: add.apply_async((1, 2), idempotency_key="x" * 256),
+        InvalidJob,
+        "idempotency_key 'xxx.* of 1 to 255 characters",
+    ),
+    "an empty key": (lambda: add.apply_async((1, 2), idempotency_key=""), InvalidJob, "idempotency_key ''"),
+    "a caller that is too long": (
+        lambda: add.apply_async((1, 2), idempotency_key="x", caller="x" * 256),
+        InvalidJob,
+        "caller 'xxx.* of 1 to 255 characters",
+    ),
+    "a caller that is too long, for many": (lambda: enqueue_many(add, [(1, 2)], caller="x" * 256), InvalidJob, "caller 'xxx"),
+    "a key that is too long in a group": (
+        lambda: group(add.s(1, 2), add.s(1, 2).set(idempotency_key="x" * 256))(),
+        InvalidJob,
+        "idempotency_key 'xxx",
+    ),
+    "a unique key that is too long": (
+        lambda: add.apply_async((1, 2), unique_key="x" * 256, unique_for_s=9.0),
+        InvalidJob,
+        "unique_key 'xxx.* of 1 to 255 characters",
+    ),
+    "a unique key of the task's own making that is too long": (
+        lambda: unique_on_all.delay("x" * 256),
+        InvalidJob,
+        "unique_key 'tests.integration.test_bad_input.unique_on_all:xxx.* of 1 to 255",
+    ),
+    "a time limit in words": (lambda: add.apply_async((1, 2), time_limit="soon"), InvalidJob, "time_limit: 'soon' is not a num"),
+    "a soft time limit in words": (
+        lambda: plain.apply_async((1,), soft_time_limit=[5]),
+        InvalidJob,
+        r"soft_time_limit: \[5\] is not a number of seconds",
+    ),
+    "a time limit in words of the task's own": (lambda: limited_in_words.delay(), InvalidJob, "time_limit: 'soon' is not"),
+    "a timelimit of a strange shape": (
+        lambda: add.apply_async((1, 2), headers={"timelimit": "60"}),
+        InvalidJob,
+        "tests.sample_tasks.add: .*its timelimit is not",
+    ),
+    "a type nobody can build in a header": (
+        lambda: add.apply_async((1, 2), headers={"x": {"__type__": "uuid", "__value__": {"hex": 1}}}),
+        InvalidJob,
+        "tests.sample_tasks.add: .*headers or properties cannot be read back",
+    ),
     "missing arguments": (lambda: add.delay(), TypeError, "add.*missing 2 required"),
 }
 
@@ -151,6 +217,20 @@ def test_bad_call_in_the_callers_transaction_leaves_that_usable(db: Conn, bench:
                 CALLS[case][0]()
         kept = add.delay(1, 2)
     assert bench.ids() == [kept.id]
+
+
+def test_unique_task_may_have_arguments_of_any_length(db: Conn, bench: Bench) -> None:
+    first, same, other = (echoed.delay(letter * 100_000) for letter in "aab")
+    assert first.id == same.id
+    assert first.id != other.id
+    (longest,) = db.execute("SELECT max(length(unique_key)) FROM jobs").fetchone() or (None,)
+    assert longest <= 255
+
+
+def test_unique_key_tells_arguments_apart_whatever_the_length_of_the_tasks_name(db: Conn, bench: Bench) -> None:
+    first, same, other = (named_at_length.delay(n) for n in (1, 1, 2))
+    assert first.id == same.id
+    assert first.id != other.id
 
 
 def test_limit_of_a_message_counts_the_bytes_that_are_stored(db: Conn, conf: Callable[..., None]) -> None:
@@ -220,6 +300,8 @@ WRONG = {
     "HOLDFAST_DB_CONNECT_S": ("0", "greater than 0"),
     "HOLDFAST_DB_PREPARED": ("maybe", "boolean"),
     "HOLDFAST_REDIS_TIMEOUT_S": ("0", "greater than 0"),
+    "HOLDFAST_CACHE_TIMEOUT_MS": ("0", "greater than"),
+    "HOLDFAST_CACHE_BYPASS_LOADS": ("0", "greater than"),
     "HOLDFAST_HTTP_ALLOW_PRIVATE": ("perhaps", "boolean"),
     "HOLDFAST_HTTP_MAX_BYTES": ("-1", "greater than or equal to 0"),
     "HOLDFAST_LOG_LEVEL": ("LOUD", "DEBUG, INFO"),
@@ -318,6 +400,15 @@ def test_database_of_an_older_release_is_said_with_both_revisions(db: Conn) -> N
     try:
         with pytest.raises(SchemaOutdated, match=f"at revision 0000, this release needs {head[0]}: run `holdfast db upgrade`"):
             check_schema()
+    finally:
+        db.execute("UPDATE alembic_version SET version_num = %s", head)
+
+
+def test_database_of_a_newer_release_is_good_enough_for_one_that_restarts_meanwhile(db: Conn) -> None:
+    head = db.execute("SELECT version_num FROM alembic_version").fetchone()
+    db.execute("UPDATE alembic_version SET version_num = '9999'")
+    try:
+        check_schema()
     finally:
         db.execute("UPDATE alembic_version SET version_num = %s", head)
 

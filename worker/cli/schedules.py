@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,6 +11,9 @@ from worker.cli import options, parse
 from worker.cli.output import emit, record, table
 from worker.cli.registry import check_arguments, check_queue, find_task, load
 from worker.cli.services import services
+
+if TYPE_CHECKING:
+    from worker.ledger.schedules import Listed
 
 app = typer.Typer(no_args_is_help=True, help="See, add, change and fire periodic jobs.")
 
@@ -48,11 +51,9 @@ _Expires = Annotated[
 def ls(as_json: options.AsJson = False) -> None:
     """List the schedules with their next ticks."""
     with services():
-        from worker.db import statement
         from worker.ledger import schedules
 
-        with statement() as conn:
-            rows = schedules.list_schedules(conn)
+        rows = schedules.listed()
     if as_json:
         emit(rows)
     else:
@@ -191,7 +192,7 @@ def _sending(queue: str | None, priority: int | None, expires: timedelta | None,
     return {name: value for name, value in given.items() if value is not None}
 
 
-def _when(row: dict[str, Any]) -> str:
+def _when(row: Listed) -> str:
     return f"every {row['every_s']:g} s" if row["crontab"] is None else f"{row['crontab']} ({row['timezone']})"
 
 

@@ -6,6 +6,7 @@ import sys
 from typing import Any
 from uuid import UUID
 
+import psycopg
 from celery import states
 from celery.app.task import Context
 from celery.exceptions import Ignore, NotRegistered, Reject, Retry, TaskRevokedError, WorkerLostError
@@ -17,7 +18,7 @@ from worker.db import is_away, statement
 from worker.engine import node
 from worker.engine.chording import ChordRows
 from worker.engine.ending import Ending, current_ending, within
-from worker.engine.run import Phase, Run, current, leave, returns
+from worker.engine.run import Phase, Run, current, leave
 from worker.errors import ClaimLost, LedgerUnavailable
 from worker.ledger import results, settle
 from worker.ledger.accept import scope
@@ -53,18 +54,15 @@ class LedgerBackend(ChordRows):
         # Encoded before anything is ended: a result that is no JSON fails the task. One that nobody wants is not encoded.
         encoded = self.encode_result(result, state) if keep or request.chord else None
         children = self.current_task_children(request)
-        outcome = Outcome(
-            JobState.SUCCEEDED,
-            result=self._json(encoded) if keep else None,
-            children=self.encode(children) if children else None,
-        )
-        text = self.encode(self._meta(task_id, encoded, state, None, request)) if keep else ""
+        kept = self._json(encoded) if keep else None
+        outcome = Outcome(JobState.SUCCEEDED, result=kept, children=self.encode(children) if children else None)
+        text = self._success(task_id, kept, request) if kept is not None else ""
         if request.chord:
             run.session  # noqa: B018 - the part counts in the transaction that ends the job, so there must be one
         with run.settling("succeeded") as conn:
             # A task that retried itself and returned all the same goes on; what it wrote stays.
             if run.successor is not None:
-                held = settle.retry(conn, run.guard, run.successor, error=None, traceback=None)
+                held = settle.retry(conn, run.guard, run.successor)
             else:
                 held = settle.finish(conn, task_id, run.guard, outcome)
             if not held:
@@ -93,11 +91,13 @@ class LedgerBackend(ChordRows):
             if run.phase is Phase.OVER:
                 return
             if is_away(exc):
-                self._lose_run(run, f"Postgres went away while it ran: {exc}")
+                self._lose_run(run, f"Postgres went away while it ran: {exc}", own=not isinstance(exc, LedgerUnavailable))
             else:
                 self._fail_run(run, exc, traceback, request, call_errbacks, state)
             return
         if ending is None and (isinstance(exc, NotRegistered) or _is_durable(request)):
+            if isinstance(exc, ClaimLost) or is_away(exc):
+                return  # The tracer's last word on an attempt that was cut off as it ended, and has been given back.
             # The main process must outlive an outage; the job is found by its node's look for lost ones, or sent again.
             try:
                 self._end_as_parent(task_id, exc, traceback, request)
@@ -117,13 +117,16 @@ class LedgerBackend(ChordRows):
                 raise ClaimLost(f"job {run.claim.job_id} is no longer this attempt's; its failure was not recorded")
         self.tell_all(ending)
 
-    def _lose_run(self, run: Run, cause: str) -> None:
-        """Give back an attempt that was cut off: not the task's failure, unless it happens every time."""
-        run.end()
+    def _lose_run(self, run: Run, cause: str, *, own: bool = True) -> None:
+        """Give back an attempt that was cut off: not the task's failure, unless it happens every time.
+
+        While Postgres is away that waits; then it counts only if what was cut was the attempt's `own`.
+        """
+        run.end(cut_off=True)
         try:
             self.crash(run.claim.job_id, run.guard, cause)
         except LedgerUnavailable:
-            returns.add(run.claim)
+            run.give_back(cause, crashed=own)
 
     def settle_aside(self, run: Run, exc: Retry | Ignore | Reject, request: Any) -> None:
         """End an attempt that neither succeeded nor failed: a retry, a replacement, a rejection, or a task that ended itself."""
@@ -141,15 +144,15 @@ class LedgerBackend(ChordRows):
             if isinstance(exc, Reject):
                 held = settle.give_back(conn, job_id, run.guard, "rejected", error=error)
             elif run.successor is not None:
-                held = settle.retry(
-                    conn, run.guard, run.successor, error=error if isinstance(exc, Retry) else None, traceback=None
-                )
+                replaced = not isinstance(exc, Retry)
+                held = settle.retry(conn, run.guard, run.successor, error=None if replaced else error, replaced=replaced)
             elif run.replaced:
                 held = settle.await_replacement(conn, job_id, run.guard)
             else:
                 held = settle.finish(conn, job_id, run.guard, self._own_outcome(run, exc))
             if not held:
                 raise ClaimLost(f"job {job_id} is no longer this attempt's")
+        results.status.invalidate(job_id)  # nothing of it is written through: who asks next reads the row
 
     def _end_run(self, run: Run, exc: BaseException, state: JobState, error: str | None = None) -> None:
         """End a run for good in another way than its function did, with all that Celery ties to an end."""
@@ -157,8 +160,8 @@ class LedgerBackend(ChordRows):
         run.end()
         try:
             self.end_job(run.claim.job_id, run.guard, exc, state, error)
-        except LedgerUnavailable:
-            returns.add(run.claim)
+        except LedgerUnavailable as away:
+            run.give_back(f"Postgres was away when it ended: {away}", crashed=False)
 
     def _own_outcome(self, run: Run, exc: BaseException) -> Outcome:
         if run.manual is None:
@@ -195,15 +198,21 @@ class LedgerBackend(ChordRows):
     def mark_as_revoked(
         self, task_id: str, reason: str = "", request: Any = None, store_result: bool = True, state: str = states.REVOKED
     ) -> None:
-        """End a job that was revoked: while it waits, or by its worker's parent once its process was terminated."""
-        if not _is_durable(request) or current_ending() is not None:
+        """End a job that was revoked: while it waits, or by its worker's parent once its process was terminated.
+
+        Without a request it comes from a worker that was told an id by stock remote control, and may or may not have a row.
+        """
+        if current_ending() is not None or not (request is None or _is_durable(request)):
             super().mark_as_revoked(task_id, reason, request, store_result, state)
             return
-        guard = _parent_guard(request) if reason == "terminated" else Guard.waiting()
+        guard = _parent_guard(request) if request and reason == "terminated" else Guard.waiting()
         try:
-            self.end_job(task_id, guard, TaskRevokedError(reason), JobState.CANCELLED, f"revoked: {reason}")
+            ended = self.end_job(task_id, guard, TaskRevokedError(reason), JobState.CANCELLED, f"revoked: {reason}")
         except LedgerUnavailable as away:
             logger.warning("the end of a job could not be written", job=task_id, error=str(away))
+            return
+        if request is None and not ended:
+            super().mark_as_revoked(task_id, reason, request, store_result, state)
 
     def crash(self, task_id: str, guard: Guard, cause: str) -> bool:
         """Count a death of the job's worker: queue it again, or discard it when it has caused too many.
@@ -229,6 +238,7 @@ class LedgerBackend(ChordRows):
         _unlock(task_id, token)  # first: whoever is sent the job next must not take that for a duplicate
         with statement() as conn:
             held = settle.give_back(conn, task_id, guard, outcome, error=error, crashed=outcome == "crashed")
+        results.status.invalidate(task_id)
         SETTLED.labels(outcome).inc()
         return held
 
@@ -256,15 +266,28 @@ class LedgerBackend(ChordRows):
                     celery_state = states.REVOKED if state in (JobState.CANCELLED, JobState.EXPIRED) else states.FAILURE
                     ending_error = error or _error_line_of(exc)
                     self._store_ending(ending, exc, traceback, request, celery_state, ending_error)
-                    if request.chord:
-                        self.on_chord_part_return(request, celery_state, exc)
-                    self._fail_chain(getattr(request, "chain", None), exc, traceback, state=celery_state)
-                    if request.errbacks and celery_state == states.FAILURE:
-                        self._call_task_errbacks(request, exc, traceback)
+                    if request.chord or request.chain or request.errbacks:
+                        self._end_ties(ending, exc, traceback, request, celery_state)
         SETTLED.labels(state.value).inc()
         _unlock(task_id, row[1])
         self.tell_all(ending)
         return bool(ending.held)
+
+    def _end_ties(self, ending: Ending, exc: BaseException, traceback: Any, request: Any, state: str) -> None:
+        """Tell chord, chain and error callbacks of a job's end; what is none of these does not keep it from ending."""
+        told, sendables = len(ending.told), len(ending.sendables)
+        try:
+            with ending.conn.transaction():
+                if request.chord:
+                    self.on_chord_part_return(request, state, exc)
+                self._fail_chain(request.chain, exc, traceback, state=state)
+                if request.errbacks and state == states.FAILURE:
+                    self._call_task_errbacks(request, exc, traceback)
+        except (psycopg.Error, LedgerUnavailable):
+            raise
+        except Exception:
+            del ending.told[told:], ending.sendables[sendables:]
+            logger.exception("what hangs on a job could not be told of its end", job=ending.job_id)
 
     def _store_ending(
         self, ending: Ending, exc: BaseException, traceback: Any, request: Any, state: str, error: str

@@ -16,6 +16,7 @@ from celery.schedules import BaseSchedule, crontab, schedule
 from kombu.utils import json
 
 from worker import faults
+from worker.cache import outbox
 from worker.clock import uuid7
 from worker.db import is_away, statement
 from worker.engine.amqp import Batch
@@ -37,10 +38,13 @@ _NAMESPACE = UUID("8e9bd3a5-6b0a-4c1c-9d53-3d2f6a8f1b70")
 _LOOK_S = 1.0
 #: What an entry of `beat_schedule` may say: what Celery knows, and what only a row can.
 _KEYS = ("task", "schedule", "args", "kwargs", "options", "relative", "catch_up", "timezone", "enabled")
+#: Seconds between two runs that warm the cache: each refreshes what would go out of date before the next.
+WARM_EVERY_S = 30.0
 #: What keeps the ledger in order, whatever else is declared. A tick that no worker got to before the next one is let go.
 MAINTENANCE = {
     "maintenance.upkeep": {"task": "maintenance.upkeep", "schedule": crontab(minute="7"), "options": {"expires": 3600}},
     "maintenance.audit": {"task": "maintenance.audit", "schedule": crontab(minute="*/5"), "options": {"expires": 300}},
+    "cache.warm": {"task": "cache.warm", "schedule": WARM_EVERY_S, "options": {"expires": WARM_EVERY_S}},
 }
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -91,11 +95,13 @@ class _Round:
         """Run the schedules after this name that one transaction takes; return the last one's name, None at the end."""
         sendables: list[Sendable] = []
         epochs: dict[str, str | None] = {}
-        with statement() as conn, conn.transaction():
+        with statement() as conn, outbox.transaction(conn) as changes:
             self.now = schedules.clock(conn, self.now)
             rows = schedules.due(conn, self.now, beyond)
             for row in rows:
                 sendables += self._try(conn, row, epochs)
+            if rows:
+                schedules.forget_list(changes)
         faults.point(faults.AFTER_COMMIT)
         publish(sendables)
         return rows[-1]["name"] if rows else None

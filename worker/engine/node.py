@@ -14,6 +14,7 @@ import psycopg
 from worker.db import name_connections, statement
 from worker.errors import LedgerUnavailable, NotInJob
 from worker.ledger import nodes
+from worker.ledger.settle import Guard
 from worker.settings import settings
 from worker.telemetry import OUTAGES, log
 
@@ -47,12 +48,14 @@ def is_killing() -> bool:
 class Node:
     """The sign of life of one worker, given by a thread of its main process."""
 
-    def __init__(self, name: str, queues: list[str], running: Callable[[], set[str]]) -> None:
+    def __init__(
+        self, name: str, queues: list[str], running: Callable[[], set[str]], crash: Callable[[str, Guard, str], object]
+    ) -> None:
         global _id
         self.id = _id = uuid4()
         self.name, self.queues = name, queues
         name_connections(nodes.connections_of(self.id))
-        self._running = running
+        self._running, self._crash = running, crash
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="holdfast-beat", daemon=True)
 
@@ -103,5 +106,6 @@ class Node:
                 logger.exception("a sign of life could not be looked after")
 
     def _look_for_lost(self, conn: psycopg.Connection[Any]) -> None:
-        for job_id in nodes.give_back_lost(conn, self.id, self._running(), settings().node_dead_s):
-            logger.warning("a job was running by its row but not here; it is queued again", job=job_id)
+        for job_id, token in nodes.lost(conn, self.id, self._running(), settings().node_dead_s):
+            logger.warning("a job was running by its row but not here", job=job_id)
+            self._crash(job_id, Guard.token(token), "its worker lost it")

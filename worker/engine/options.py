@@ -17,14 +17,17 @@ from worker.errors import InvalidJob, UnknownQueue
 _FARTHEST_S = 100 * 365.25 * 86_400
 
 #: Characters of an id or key: an index entry has its limits, and a longer one is a payload.
-_LONGEST = 255
+LONGEST = 255
 
 
 def check_options(options: dict[str, Any]) -> None:
     """Raise `InvalidJob` that names the first option of a call which cannot be what it says."""
     for name in ("task_id", "idempotency_key", "caller", "unique_key"):
         if options.get(name) is not None and not _is_storable(options[name]):
-            raise InvalidJob(f"{name} {repr(options[name])[:60]} is not a text of 1 to {_LONGEST} characters without U+0000")
+            raise InvalidJob(f"{name} {repr(options[name])[:60]} is not a text of 1 to {LONGEST} characters without U+0000")
+    for name in ("time_limit", "soft_time_limit"):
+        if options.get(name) is not None and not is_seconds(options[name]):
+            raise InvalidJob(f"{name}: {options[name]!r} is not a number of seconds")
     for name in ("countdown", "eta", "expires"):
         if options.get(name) is not None:
             _check_time(name, options[name], may_be_seconds=name != "eta", may_be_moment=name != "countdown")
@@ -37,7 +40,7 @@ def is_seconds(value: Any) -> bool:
 
 def _is_storable(value: Any) -> bool:
     try:
-        return isinstance(value, str) and 0 < len(value) <= _LONGEST and b"\0" not in value.encode()
+        return isinstance(value, str) and 0 < len(value) <= LONGEST and b"\0" not in value.encode()
     except UnicodeEncodeError:
         return False
 

@@ -1,4 +1,5 @@
-"""The relay: sends what is due, sends again what was lost, adopts foreign messages, and rescues the jobs of dead workers.
+"""The relay: sends what is due, sends again what was lost, adopts foreign messages, rescues the jobs of dead workers, and carries
+out what the cache is still owed.
 
 Any number may run; each round is safe beside another's.
 """
@@ -15,6 +16,7 @@ import psycopg
 from celery.exceptions import InvalidTaskError, TaskRevokedError
 
 from models import JobState
+from worker.cache import outbox
 from worker.db import statement
 from worker.engine.application import Holdfast
 from worker.errors import InvalidJob, LedgerUnavailable, StoreUnavailable
@@ -36,6 +38,8 @@ _EXPIRE_S = 1.0
 #: The part of a window that must have run empty for the relay to go on at once. After less it rests: what workers make room for
 #: meanwhile is then sent in one go, which costs a fraction of sending it in twos and threes.
 _EMPTIED = 0.1
+#: Seconds between two looks for what the cache is owed: with the time that is left to its writer, well below a second.
+_OWED_S = 0.25
 #: Seconds until a part is tried again that failed in a way nobody foresaw.
 _FAILED_S = 1.0
 #: Seconds until a part is tried again that Redis, away or full, did not let do its work.
@@ -50,7 +54,7 @@ class Relay:
         self.stopping = threading.Event()
         conf = settings()
         self._every: list[tuple[float, Callable[[], None]]] = [
-            (0.0, self.adopt), (0.0, self.send_due), (_EXPIRE_S, self.expire),
+            (_OWED_S, self.invalidate), (0.0, self.adopt), (0.0, self.send_due), (_EXPIRE_S, self.expire),
             (min(conf.audit_after_s, 5.0) / 2, self.audit), (min(1.0, conf.node_dead_s / 4), self.rescue),
         ]  # fmt: skip
         self._next = [0.0] * len(self._every)
@@ -199,6 +203,17 @@ class Relay:
         job_id, token, name = item
         if self.app.backend.crash(job_id, Guard.token(token), f"worker {name or 'unknown'} died"):
             self._count("rescued")
+
+    # ---- the cache
+
+    def invalidate(self) -> None:
+        """Make the cache forget what changed, where the writer died before it could or the cache's Redis was away."""
+        done = outbox.BATCH
+        while done == outbox.BATCH and not self.stopping.is_set():
+            with statement() as conn:
+                done = outbox.carry_out_overdue(conn)
+            if done:
+                self._count("invalidated", done, more=False)
 
     # ---- foreign messages
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import partial
 from typing import Any
 
 import psycopg
@@ -15,7 +16,7 @@ from sqlalchemy import event
 from sqlalchemy.orm import Session
 
 from worker import faults
-from worker.db import raw, session, statement, translated
+from worker.db import engine, is_away, raw, session, statement, translated
 from worker.errors import ClaimLost, HoldfastError, LedgerUnavailable
 from worker.ledger import settle
 from worker.ledger.accept import accept, accept_rows, enter_scope, scope
@@ -41,6 +42,8 @@ class Run:
     """One attempt at a job in this process. While it is current, it is the scope into which jobs are accepted."""
 
     claim: Claim
+    #: Counts a death of the attempt: queues the job again, or discards one that has caused too many.
+    crash: Callable[[str, settle.Guard, str], object]
     lease: Lease | None = None
     phase: Phase = Phase.BODY
     progressed_at: float = 0.0
@@ -95,25 +98,27 @@ class Run:
 
         Where nothing else joins, the ending statement is its own transaction and costs one round trip. Raises `ClaimLost` (with
         everything rolled back) when the body says so, `LedgerUnavailable` when the commit could not be made; the job is then
-        given back as soon as Postgres answers, unless the commit was made after all.
+        given back as soon as Postgres answers, unless the commit was made after all. One whose connection failed it counts as a
+        crash, so that a job that breaks its connection each time comes to an end.
         """
-        self.phase = Phase.SETTLING
+        self.phase, conn = Phase.SETTLING, None
         try:
             if self._session is None and not self._sendables:
                 with statement() as conn:
                     yield conn
             else:
                 with translated():
+                    conn = raw(self.session)
                     self.session.flush()
-                    yield raw(self.session)
+                    yield conn
                     self.session.commit()
         except ClaimLost:
             self.end()
             SETTLED.labels("claim lost").inc()
             raise
-        except LedgerUnavailable:
-            self.end()
-            returns.add(self.claim)
+        except LedgerUnavailable as exc:
+            self.end(cut_off=True)
+            self.give_back(f"Postgres went away when it ended: {exc}", crashed=conn is not None and is_away(exc))
             raise
         SETTLED.labels(outcome).inc()
         self._close(gone=outcome in ("succeeded", "failed") and self.successor is None)
@@ -146,10 +151,21 @@ class Run:
         self._after.clear()
         self.successor = None
 
-    def end(self) -> None:
-        """End the run in this process without settling it: what it wrote and enqueued is rolled back."""
+    def end(self, *, cut_off: bool = False) -> None:
+        """End the run in this process without settling it: what it wrote and enqueued is rolled back.
+
+        One that was `cut_off` takes the connections of this process along: after a failover others, too, may be left behind with
+        a server that only reads.
+        """
+        if cut_off and self._session is not None:
+            self._session.invalidate()
+            engine().dispose()
         self._close()
         self._sendables.clear()
+
+    def give_back(self, why: str, *, crashed: bool) -> None:
+        """Queue the job again as soon as Postgres answers; an attempt that `crashed` is counted."""
+        returns.add(partial(self.crash if crashed else _give_back, self.claim.job_id, self.guard, why))
 
     def _close(self, *, gone: bool = False) -> None:
         self.phase = Phase.OVER
@@ -186,36 +202,41 @@ def leave() -> None:
     enter_scope(None)
 
 
+def _give_back(job_id: str, guard: settle.Guard, why: str) -> None:
+    with statement() as conn:
+        settle.give_back(conn, job_id, guard, "handed back", error=why)
+
+
 class Returns:
-    """Claims whose end could not be written because Postgres was away; given back by a thread once it answers."""
+    """Attempts whose end could not be written because Postgres was away; given back by a thread once it answers."""
 
     def __init__(self) -> None:
-        self._claims: list[Claim] = []
+        self._left: list[Callable[[], object]] = []
         self._lock = threading.Lock()
 
-    def add(self, claim: Claim) -> None:
-        """Give this claim back as soon as that can be done."""
+    def add(self, give_back: Callable[[], object]) -> None:
+        """Do this as soon as it can be done; it raises `LedgerUnavailable` when it is too early."""
         with self._lock:
-            self._claims.append(claim)
-            if len(self._claims) == 1:
+            self._left.append(give_back)
+            if len(self._left) == 1:
                 threading.Thread(target=self._work, name="holdfast-returns", daemon=True).start()
 
     def _work(self) -> None:
         pause = threading.Event()
         while True:
             with self._lock:
-                if not self._claims:
+                if not self._left:
                     return
-                claim = self._claims[0]
+                give_back = self._left[0]
             try:
-                with statement() as conn:
-                    why = "Postgres was away when it ended"
-                    settle.give_back(conn, claim.job_id, settle.Guard.token(claim.token), "handed back", error=why)
+                give_back()
             except LedgerUnavailable:
                 pause.wait(0.5)
                 continue
+            except Exception:  # The job is found by its node's look for lost ones; those behind it must not wait for that.
+                logger.exception("an attempt could not be given back")
             with self._lock:
-                self._claims.pop(0)
+                self._left.pop(0)
 
 
 returns = Returns()

@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 import psutil
-from celery import signals
+from celery import current_app, signals
 from celery.exceptions import InvalidTaskError
 from celery.worker import state
 
@@ -44,7 +44,7 @@ def _check_and_register(sender: Any = None, **_: Any) -> None:
         except StoreUnavailable as exc:
             logger.warning("Redis is away; its policy could not be checked", error=str(exc))
         queues = list(sender.app.amqp.queues.consume_from) if sender is not None else []
-        _node = Node(str(getattr(sender, "hostname", "worker")), queues, _running_here)
+        _node = Node(str(getattr(sender, "hostname", "worker")), queues, _running_here, current_app.backend.crash)
         _node.register()
         faults.arm(settings().fault)
     except (HoldfastError, ValueError) as exc:

@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 from worker import faults, locks
 from worker.db import raw, session, statement
 from worker.engine import node
+from worker.engine.options import LONGEST
 from worker.engine.run import Phase, Run, current, enter
 from worker.errors import InvalidJob, LedgerUnavailable, NotInJob, StoreUnavailable
 from worker.ledger import enqueue_in, progress
@@ -34,6 +35,10 @@ _PROGRESS_S = 0.5
 #: Longest text of arguments that is kept as it is in a unique key.
 _KEY_TEXT = 100
 
+#: Seconds after which a lock that is held is tried once more. A stale copy of the message holds it for the moment until its claim
+#: fails; the job's real delivery, dropped for that, would wait for the audit.
+_LOCK_AGAIN_S = 0.02
+
 _ONCE = "INSERT INTO effects (job_id, name) VALUES (%s, %s) ON CONFLICT DO NOTHING RETURNING name"
 
 
@@ -47,6 +52,8 @@ class Task(CeleryTask):  # type: ignore[misc]
       that make the key (all of them by default). A call that meets an active one returns that job.
     - `max_attempts` (None): attempts, of whatever outcome, after which the job is not tried again.
     """
+
+    Request = "worker.engine.request:LedgerRequest"
 
     durable: bool = True
     unique_for: float | None = None
@@ -82,8 +89,9 @@ class Task(CeleryTask):  # type: ignore[misc]
         bound.apply_defaults()
         named = bound.arguments if unique_on is None else {name: bound.arguments.get(name) for name in unique_on}
         text = json.dumps(named, sort_keys=True, default=str)
-        # Long arguments by their digest: an index entry has its limits.
-        return f"{self.name}:{text if len(text) <= _KEY_TEXT else hashlib.sha256(text.encode()).hexdigest()}"[:255]
+        # Long arguments by their digest, which stays when a long name is cut: an index entry has its limits.
+        key = text if len(text) <= _KEY_TEXT else hashlib.sha256(text.encode()).hexdigest()
+        return f"{self.name[: LONGEST - len(key) - 1]}:{key}"
 
     # ---- running
 
@@ -126,9 +134,7 @@ class Task(CeleryTask):  # type: ignore[misc]
         """Lock and claim the job, or raise `Ignore`: this delivery has nothing to run."""
         token, lease = uuid4(), None
         try:
-            lease = locks.try_acquire(keys.job_lock(request.id), token.hex, int(settings().lease_s * 1000))
-            if lease is None:
-                self._drop("locked")
+            lease = self._lock(request.id, token)
         except StoreUnavailable:
             OUTAGES.labels("job lock", "claim alone").inc()
         faults.point(faults.AFTER_LOCK)
@@ -138,13 +144,24 @@ class Task(CeleryTask):  # type: ignore[misc]
                 locks.release(lease.key, lease.token)
             self._drop("not claimable")
         faults.point(faults.AFTER_CLAIM)
-        run = Run(claim, lease=lease)
+        run = Run(claim, self.backend.crash, lease=lease)
         if lease:
             locks.keeper().add(lease)
         enter(run)
         if claim.expires_at:
             request.expires = claim.expires_at.isoformat()
         return run
+
+    def _lock(self, job_id: str, token: UUID) -> locks.Lease:
+        """Take the job's lock, or raise `Ignore`: another delivery of it is running."""
+        key, ttl_ms = keys.job_lock(job_id), int(settings().lease_s * 1000)
+        lease = locks.try_acquire(key, token.hex, ttl_ms)
+        if lease is None:
+            time.sleep(_LOCK_AGAIN_S)
+            lease = locks.try_acquire(key, token.hex, ttl_ms)
+        if lease is None:
+            self._drop("locked")
+        return lease
 
     def _claim(self, request: Any, revision: int, token: UUID) -> Claim | None:
         tag = (request.properties or {}).get("delivery_tag", "")

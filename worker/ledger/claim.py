@@ -23,7 +23,7 @@ UPDATE jobs SET state = 'running', attempt = attempt + (state = 'queued')::int, 
         AND NOT EXISTS (SELECT FROM queues WHERE queues.name = jobs.queue AND queues.paused)
         OR state = 'running' AND claim_token = %(token)s)
    AND set_config('synchronous_commit', 'off', true) = 'off'
-RETURNING attempt, max_attempts, expires_at
+RETURNING attempt, max_attempts, CASE WHEN expires_at < '9999-01-01' THEN expires_at END
 """
 
 
@@ -35,6 +35,7 @@ class Claim:
     token: UUID
     attempt: int
     max_attempts: int | None
+    #: None also for a moment beyond what Python can tell.
     expires_at: datetime | None
 
 

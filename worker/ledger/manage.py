@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypedDict
 
 import psycopg
+from psycopg.abc import Buffer
+from psycopg.types.datetime import TimestamptzLoader
 
 from models import HISTORY_COLUMNS
+from worker.cache import Region, outbox
 from worker.clock import parse_moment
+from worker.db import repeatable
 from worker.errors import InvalidJob, JobNotFound, StoreUnavailable
+from worker.ledger import results
 from worker.ledger.adopt import LOCK_ENTRY
 from worker.settings import settings
 from worker.store import cache, coordination, keys
@@ -86,6 +92,24 @@ SELECT queue, count(*) FILTER (WHERE state = 'scheduled') AS scheduled,
 """
 _QUEUE_ROWS = 'SELECT name, paused, "window" FROM queues'
 
+#: Seconds for which a job's old result is kept out once the job lives again; who fills it in has read it long before.
+_HIDDEN_S = 60
+
+
+class QueueSettings(TypedDict):
+    """What people have set for one queue; no window means the setting's."""
+
+    name: str
+    paused: bool
+    window: int | None
+
+
+#: Changed through `set_paused` alone, which invalidates; the life bounds what a change by hand in the database takes to be seen.
+_queue_settings = Region("queues", ttl=10.0, type=list[QueueSettings])
+
+#: A day within the ends of Python's calendar, for every time zone to have a word for them.
+_FIRST, _LAST = datetime(1, 1, 2, tzinfo=UTC), datetime(9999, 12, 30, tzinfo=UTC)
+
 
 @dataclass(frozen=True, slots=True)
 class Filter:
@@ -132,7 +156,7 @@ def list_jobs(
         past_page += " AND finished_at >= %(since)s"
     parts = [part.format(where=where, living_page=living_page, past_page=past_page) for part in (_LIVING, _PAST)]
     sql = f"{' UNION ALL '.join(parts)} ORDER BY at DESC, id DESC LIMIT %(limit)s"
-    rows = _dicts(conn.execute(sql, {**values, "limit": limit}))
+    rows = _dicts(conn, sql, {**values, "limit": limit})
     return [{**row, "cursor": f"{row.pop('at').astimezone(UTC).isoformat()}~{row['id']}"} for row in rows]
 
 
@@ -155,10 +179,10 @@ def select_ids(conn: psycopg.Connection[Any], which: Filter, *, living: bool, li
 
 def show(conn: psycopg.Connection[Any], job_id: str) -> dict[str, Any]:
     """Return all that is known of a job, with its `attempts`. Raises `JobNotFound`."""
-    found = _dicts(conn.execute(_SHOW_LIVING, (job_id,))) or _dicts(conn.execute(_SHOW_PAST, (job_id,)))
+    found = _dicts(conn, _SHOW_LIVING, (job_id,)) or _dicts(conn, _SHOW_PAST, (job_id,))
     if not found:
         raise JobNotFound(f"no job {job_id!r}, living or past", job_id=job_id)
-    return {**found[0], "attempts": _dicts(conn.execute(_ATTEMPTS, (job_id,)))}
+    return {**found[0], "attempts": _dicts(conn, _ATTEMPTS, (job_id,))}
 
 
 def retry_now(conn: psycopg.Connection[Any], job_id: str) -> bool:
@@ -182,33 +206,56 @@ def replay(conn: psycopg.Connection[Any], job_id: str) -> None:
             client.lpush(settings().foreign_queue, base64.b64decode(row[0]))
             conn.execute(_DROP_RAW, (job_id,))
         return
-    if conn.execute(_REPLAY, (job_id,)).fetchone() is None:
-        raise InvalidJob(f"job {job_id!r} lives again already", job_id=job_id)
+    with outbox.transaction(conn) as changes:
+        if conn.execute(_REPLAY, (job_id,)).fetchone() is None:
+            raise InvalidJob(f"job {job_id!r} lives again already", job_id=job_id)
+        changes.add(keys=[results.status.key(job_id)])
+        _hide_result(job_id)
+
+
+def _hide_result(job_id: str) -> None:
+    """Put a word in the place of a job's old result, before the job lives again.
+
+    Deleted, the place would be free for whoever has just read the old result in Postgres and is about to fill it in: it would
+    stand there until the job ends anew. Its row is asked while this stands, and tells the same in the end.
+    """
+    told: dict[str, Any] = {"status": "PENDING", "result": None, "traceback": None, "children": [], "task_id": job_id}
     try:
         with cache().use() as client:
-            client.delete(keys.result(job_id))
+            client.set(keys.result(job_id), json.dumps(told), ex=_HIDDEN_S)
     except StoreUnavailable:
         OUTAGES.labels("results", "not deleted").inc()
 
 
 def set_paused(conn: psycopg.Connection[Any], queue: str, paused: bool) -> None:
     """Pause a queue, so that none of its waiting jobs starts, also those sent already; or resume it."""
-    with conn.transaction():
+    with outbox.transaction(conn) as changes:
         conn.execute(_PAUSE, {"name": queue, "paused": paused})
         conn.execute(_UNSEND, (queue,))
+        changes.add(keys=[_queue_settings.key("all")])
+
+
+def queue_settings() -> list[QueueSettings]:
+    """Return what people have set for queues, through the cache; a change is seen as soon as it has committed."""
+    return _queue_settings.get_or_load("all", lambda: repeatable(_read_settings))
+
+
+def _read_settings(conn: psycopg.Connection[Any]) -> list[QueueSettings]:
+    return [QueueSettings(name=row[0], paused=row[1], window=row[2]) for row in conn.execute(_QUEUE_ROWS).fetchall()]
 
 
 def list_queues(conn: psycopg.Connection[Any]) -> list[dict[str, Any]]:
     """Return each configured, used or paused queue with its counts, window and messages `in_redis` (None when Redis is away)."""
-    counts = {row["queue"]: row for row in _dicts(conn.execute(_QUEUE_COUNTS))}
-    kept = {row["name"]: row for row in _dicts(conn.execute(_QUEUE_ROWS))}
+    counts = {row["queue"]: row for row in _dicts(conn, _QUEUE_COUNTS)}
+    kept = {row["name"]: row for row in queue_settings()}
     empty = {"scheduled": 0, "backlog": 0, "sent": 0, "running": 0, "oldest": None}
     names = sorted({*settings().queues, *counts, *kept})
     lengths = _lengths(names)
     return [
         {
             "queue": name, **{k: counts.get(name, empty)[k] for k in empty}, "in_redis": lengths.get(name),
-            "paused": kept.get(name, {}).get("paused", False), "window": kept.get(name, {}).get("window") or settings().window,
+            "paused": name in kept and kept[name]["paused"],
+            "window": (kept[name]["window"] if name in kept else None) or settings().window,
         }
         for name in names
     ]  # fmt: skip
@@ -231,7 +278,7 @@ def _lengths(queues: list[str]) -> dict[str, int]:
 
 def list_workers(conn: psycopg.Connection[Any]) -> list[dict[str, Any]]:
     """Return the workers, those that left within a day included, with the jobs each runs."""
-    return _dicts(conn.execute(_WORKERS))
+    return _dicts(conn, _WORKERS)
 
 
 _WORKERS = """
@@ -242,7 +289,21 @@ SELECT n.id::text, n.name, n.host, n.pid, n.queues, n.started_at, n.beat_at, n.l
 """
 
 
-def _dicts(cursor: psycopg.Cursor[Any]) -> list[dict[str, Any]]:
+class _AnyMoment(TimestamptzLoader):
+    """Reads the moments that Python has no word for, as rows written by SQL may hold, as the first or the last it has."""
+
+    def load(self, data: Buffer) -> datetime:
+        try:
+            return super().load(data)
+        except psycopg.DataError:
+            text = bytes(data)
+            return _FIRST if text.startswith(b"-") or text.endswith(b"BC") else _LAST
+
+
+def _dicts(conn: psycopg.Connection[Any], sql: str, values: Any = None) -> list[dict[str, Any]]:
+    cursor = conn.cursor()
+    cursor.adapters.register_loader("timestamptz", _AnyMoment)
+    cursor.execute(sql, values)
     names = [column.name for column in cursor.description or ()]
     return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
 

@@ -75,7 +75,7 @@ def fault_of(message: Any, job_id: str) -> str | None:
         return "it has no headers"
     if not isinstance(headers.get("task"), str) or headers.get("id") != job_id:
         return "its headers do not hold the task's name as `task` and the job's id as `id`"
-    if not _is_timelimit(headers.get("timelimit")):
+    if not is_timelimit(headers.get("timelimit")):
         return "its timelimit is not [hard, soft] in seconds"
     if not isinstance(message.get("properties"), dict):
         return "it has no properties"
@@ -93,7 +93,8 @@ def fault_of(message: Any, job_id: str) -> str | None:
     return None
 
 
-def _is_timelimit(value: Any) -> bool:
+def is_timelimit(value: Any) -> bool:
+    """Tell whether a header is a pair of time limits in seconds, or none."""
     return value is None or (
         isinstance(value, list | tuple) and len(value) == 2 and all(x is None or type(x) in (int, float) for x in value)
     )

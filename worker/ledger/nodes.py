@@ -71,27 +71,22 @@ def orphans(conn: psycopg.Connection[Any], dead_s: float) -> list[tuple[str, UUI
     return conn.execute(_ORPHANS, {"dead_s": dead_s}).fetchall()
 
 
-def give_back_lost(conn: psycopg.Connection[Any], node_id: UUID, known: Set[str], older_s: float) -> list[str]:
-    """Queue again the jobs that run on this node by their row but that the node does not know; return their ids."""
+def lost(conn: psycopg.Connection[Any], node_id: UUID, known: Set[str], older_s: float) -> list[tuple[str, UUID]]:
+    """Return id and claim token of the jobs that run on this node by their row but that the node does not know."""
     rows = conn.execute(_RUNNING, (node_id, older_s)).fetchall()
-    return [
-        job_id for job_id, token in rows
-        if job_id not in known and _give_back(conn, job_id, token, "crashed", "its worker lost it", crashed=True)
-    ]  # fmt: skip
+    return [(job_id, token) for job_id, token in rows if job_id not in known]
 
 
 def give_back_all(conn: psycopg.Connection[Any], node_id: UUID) -> list[str]:
     """Queue again everything that runs on this node, at once: it is stopping. Return the ids."""
     rows = conn.execute(_RUNNING, (node_id, 0.0)).fetchall()
-    return [job_id for job_id, token in rows if _give_back(conn, job_id, token, "handed back", "its worker was stopped")]
+    return [job_id for job_id, token in rows if _give_back(conn, job_id, token)]
 
 
-def _give_back(
-    conn: psycopg.Connection[Any], job_id: str, token: UUID, outcome: str, error: str, *, crashed: bool = False
-) -> bool:
+def _give_back(conn: psycopg.Connection[Any], job_id: str, token: UUID) -> bool:
     # The lock goes first: whoever is sent the job next must not take that for a duplicate.
     release(keys.job_lock(job_id), token.hex)
-    return settle.give_back(conn, job_id, settle.Guard.token(token), outcome, error=error, crashed=crashed)
+    return settle.give_back(conn, job_id, settle.Guard.token(token), "handed back", error="its worker was stopped")
 
 
 def prune(conn: psycopg.Connection[Any]) -> None:

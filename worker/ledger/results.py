@@ -9,6 +9,11 @@ from typing import Any
 import psycopg
 
 from models import JobState
+from worker.cache import Region
+
+#: How jobs stand that have no result in Redis, as the text that Celery's clients read. However many ask for one job, Postgres is
+#: asked once a second; what its attempt tells, and its end, is there at once. Without a limit of size, as the results are.
+status = Region("status", ttl=1.0, type=bytes, negative_ttl=1.0, max_bytes=2**29)
 
 #: How each state is called by Celery.
 CELERY_STATUS = {

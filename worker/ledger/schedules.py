@@ -9,11 +9,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Any
+from typing import Any, TypedDict, cast
 
 import psycopg
 from psycopg.types.json import Jsonb
 
+from worker.cache import Region, outbox
+from worker.db import repeatable
 from worker.errors import InvalidSchedule, ScheduleNotFound
 from worker.ledger.ticks import MAX_EVERY_S, MIN_EVERY_S, After, Crontab, interval_after, last_until, parse_zone
 
@@ -128,6 +130,29 @@ class Spec:
             Crontab.parse(self.crontab)
 
 
+class Listed(TypedDict):
+    """A schedule as it is listed: its row, moments in UTC."""
+
+    name: str
+    task: str
+    args: list[Any]
+    kwargs: dict[str, Any]
+    options: dict[str, Any]
+    crontab: str | None
+    every_s: float | None
+    timezone: str
+    enabled: bool
+    catch_up: str
+    source: str
+    anchor: datetime
+    last_tick: datetime | None
+    next_tick: datetime | None
+    updated_at: datetime
+
+
+#: Each change here, and each tick, invalidates; the life bounds what a change by hand in the database takes to be seen.
+_listed = Region("schedules", ttl=10.0, type=list[Listed], max_bytes=2**26)
+
 #: What `edit` may change.
 EDITABLE = tuple(f.name for f in fields(Spec) if f.name != "name")
 
@@ -155,6 +180,16 @@ def list_schedules(conn: psycopg.Connection[Any]) -> list[dict[str, Any]]:
     return [_dict(row) for row in conn.execute(_LIST).fetchall()]
 
 
+def listed() -> list[Listed]:
+    """Return all schedules by name, through the cache; a change or a tick is seen as soon as it has committed."""
+    return _listed.get_or_load("all", lambda: cast(list[Listed], repeatable(list_schedules)))
+
+
+def forget_list(changes: outbox.Changes) -> None:
+    """Let the transaction of these changes make the cache forget the list."""
+    changes.add(keys=[_listed.key("all")])
+
+
 def get(conn: psycopg.Connection[Any], name: str) -> dict[str, Any]:
     """Return a schedule. Raises `ScheduleNotFound`."""
     return _found(conn.execute(_GET, (name.replace("\0", "\\0"),)).fetchone(), name)
@@ -163,7 +198,7 @@ def get(conn: psycopg.Connection[Any], name: str) -> dict[str, Any]:
 def add(conn: psycopg.Connection[Any], spec: Spec, *, now: datetime | None = None) -> dict[str, Any]:
     """Add a schedule and return it; it ticks from now on. Raises `InvalidSchedule`, also when the name is taken."""
     spec.check()
-    with conn.transaction(), _storable():
+    with _changing(conn):
         if not _insert(conn, spec, "people", clock(conn, now)):
             raise InvalidSchedule(f"name: there is a schedule {spec.name!r} already; edit it or choose another", field="name")
         return get(conn, spec.name)
@@ -181,7 +216,7 @@ def edit(conn: psycopg.Connection[Any], name: str, *, now: datetime | None = Non
         changes.setdefault("every_s", None)
     elif changes.get("every_s") is not None:
         changes.setdefault("crontab", None)
-    with conn.transaction(), _storable():
+    with _changing(conn):
         row = _locked(conn, name)
         if row["source"] == "code" and set(changes) - {"enabled"}:
             raise InvalidSchedule(f"schedule {name!r} is declared in code and changed there; here it can only be paused")
@@ -198,7 +233,7 @@ def set_enabled(conn: psycopg.Connection[Any], name: str, enabled: bool, *, now:
 
 def remove(conn: psycopg.Connection[Any], name: str) -> None:
     """Remove a schedule; jobs it has made stay. Raises `ScheduleNotFound`, and `InvalidSchedule` for one declared in code."""
-    with conn.transaction():
+    with _changing(conn):
         if _locked(conn, name)["source"] == "code":
             raise InvalidSchedule(f"schedule {name!r} is declared in code and is removed there; pause it instead", field="name")
         conn.execute(_REMOVE, (name,))
@@ -214,7 +249,7 @@ def declare(conn: psycopg.Connection[Any], specs: Sequence[Spec], *, now: dateti
     Ticks missed since the last declaration are not lost.
     """
     taken = []
-    with conn.transaction(), _storable():
+    with _changing(conn):
         conn.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
         moment = clock(conn, now)
         for spec in specs:
@@ -345,6 +380,13 @@ def _dict(row: tuple[Any, ...]) -> dict[str, Any]:
     return {
         key: value.astimezone(UTC) if isinstance(value, datetime) else value for key, value in zip(_COLUMNS, row, strict=True)
     }
+
+
+@contextmanager
+def _changing(conn: psycopg.Connection[Any]) -> Iterator[None]:
+    with outbox.transaction(conn) as changes, _storable():
+        yield
+        forget_list(changes)
 
 
 @contextmanager

@@ -107,20 +107,25 @@ def record(conn: psycopg.Connection[Any], job_id: str, task: str, outcome: Outco
     return conn.execute(_RECORD, values).fetchone() is not None
 
 
-def retry(conn: psycopg.Connection[Any], guard: Guard, successor: NewJob, *, error: str | None, traceback: str | None) -> bool:
-    """Give the running job its next message and put it off until that is due; tell whether the guard held."""
+def retry(
+    conn: psycopg.Connection[Any], guard: Guard, successor: NewJob, *, error: str | None = None, replaced: bool = False
+) -> bool:
+    """Give the running job its next message and put it off until that is due; tell whether the guard held.
+
+    A job that was `replaced` has begun in time and expires no more.
+    """
     sql = _BACK.format(
         state=f"CASE WHEN {_DUE} > clock_timestamp() THEN 'scheduled' ELSE 'queued' END",
         available_at=_DUE,
         also=", message = %(message)s::json, args = %(args)s, kwargs = %(kwargs)s, task = %(task)s, queue = %(queue)s, "
-        "priority = %(priority)s",
+        "priority = %(priority)s" + (", expires_at = NULL" if replaced else ""),
         guard=guard.sql,
     )
     values = {
         "id": successor.id, "task": successor.task, "queue": successor.queue, "priority": successor.priority,
         "message": encode(successor.message).decode(), "args": _storable(successor.args), "kwargs": _storable(successor.kwargs),
         "at": successor.available_at, "delay_s": successor.delay_s,
-        "outcome": "retry", "error": _storable(error), "traceback": _storable(traceback), **guard.values,
+        "outcome": "retry", "error": _storable(error), "traceback": None, **guard.values,
     }  # fmt: skip
     return conn.execute(sql, values).fetchone() is not None
 

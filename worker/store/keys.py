@@ -37,6 +37,14 @@ KINDS = (
             "as above"),
     KeyKind("<id>.reply.celery.pidbox", "coordination", "list", "seconds: answers to remote control, by kombu",
             "remote control goes unanswered"),
+    KeyKind("holdfast:cache:{<key>}", "cache", "string", "the entry's ttl, and for as long as it may be served stale",
+            "open: callers load for themselves, a few at a time in each process"),
+    KeyKind("holdfast:cache:{<key>}:lease", "cache", "string",
+            "the region's lease_s, renewed while the loader runs; a failed load's back-off and a minute", "open: as above"),
+    KeyKind("holdfast:cache:{<key>}:version", "cache", "string", "an hour, or the life of the entry if longer", "open: as above"),
+    KeyKind("holdfast:cache:tag:{<tag>}", "cache", "string", "a day, or twice the longest life of an entry with this tag",
+            "open: as above; an entry whose tag is gone is a miss"),
+    KeyKind("holdfast:cache:hot", "cache", "zset", "a day after the last read that was counted", "open: reads are not ranked"),
     KeyKind("celery-task-meta-<id>", "cache", "string", "the setting result_ttl_s", "open: results are read from Postgres"),
 )  # fmt: skip
 
@@ -70,3 +78,33 @@ def job_lock(job_id: str) -> str:
 def result(job_id: str) -> str:
     """Return the key, and the channel, of a job's result: the one Celery's own clients know."""
     return f"celery-task-meta-{job_id}"
+
+
+def cache_entry(key: str) -> str:
+    """Return the entry of a cached value, and the channel of those who wait for it."""
+    return f"holdfast:cache:{{{key}}}"
+
+
+def cache_lease(key: str) -> str:
+    """Return the lease under which one caller loads a cached value, or the marker that its last load failed."""
+    return f"holdfast:cache:{{{key}}}:lease"
+
+
+def cache_version(key: str) -> str:
+    """Return where the newest version written of a cached value stands."""
+    return f"holdfast:cache:{{{key}}}:version"
+
+
+def cache_tag(tag: str) -> str:
+    """Return the version key of a tag."""
+    return f"holdfast:cache:tag:{{{tag}}}"
+
+
+def cache_hot() -> str:
+    """Return the ranking of reads."""
+    return "holdfast:cache:hot"
+
+
+def cache_drops() -> str:
+    """Return the channel on which processes hear what to drop from their memory."""
+    return "holdfast:cache:drops"

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
 import redis
 from redis.commands.core import Script as _Registered
+
+#: The scripts in use, by digest.
+_sources: dict[str, str] = {}
 
 
 class Script:
@@ -16,6 +20,7 @@ class Script:
     def __init__(self, name: str) -> None:
         self.name = name
         self.source = (files("worker.store") / "lua" / f"{name}.lua").read_text()
+        self.sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
         self._registered: _Registered | None = None
 
     def __call__(self, client: redis.Redis, keys: list[str], args: list[Any]) -> Any:
@@ -24,8 +29,19 @@ class Script:
             self._registered = client.register_script(self.source)
         return self._registered(keys=keys, args=args, client=client)
 
+    def command(self, keys: list[str], args: list[Any]) -> tuple[Any, ...]:
+        """Return the command that runs the script, for `Client.ask`."""
+        return ("EVALSHA", self.sha, len(keys), *keys, *args)
+
 
 @cache
 def script(name: str) -> Script:
     """Return the script of this name."""
-    return Script(name)
+    found = Script(name)
+    _sources[found.sha] = found.source
+    return found
+
+
+def taught(command: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the command with its script whole, for a server that does not know the script's digest."""
+    return ("EVAL", _sources[command[1]], *command[2:])

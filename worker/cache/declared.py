@@ -1,0 +1,91 @@
+"""What the blocking and the asynchronous region have in common: how they are declared, and how they read a question."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from worker.cache.call import Call
+from worker.cache.codec import Codec
+from worker.cache.local import LocalCache
+from worker.cache.names import each_once, full_key, seconds, tag_names
+from worker.cache.terms import Counters, checked
+from worker.errors import CacheConfigError
+
+#: An argument that was not given; None is a value people pass by mistake.
+UNSET: Any = object()
+
+
+class Declared:
+    """A named set of keys with the same terms."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        ttl: Any = UNSET,
+        type: Any = Any,
+        version: int = 1,
+        jitter: float = 0.1,
+        negative_ttl: Any = 5.0,
+        stale_while_revalidate: Any = 0.0,
+        max_stale: Any = 0.0,
+        beta: float = 1.0,
+        lease_s: Any = 3.0,
+        max_wait_s: Any = 30.0,
+        max_bytes: int = 1_048_576,
+        compress_over: int = 4096,
+        local: LocalCache | None = None,
+    ) -> None:
+        if not isinstance(name, str) or not name or ":" in name:
+            raise CacheConfigError(f"name={name!r}: give text without a colon, which begins the keys of the region")
+        if ttl is UNSET:
+            raise CacheConfigError(f"region {name!r} has no ttl: give the seconds its values are fresh")
+        for what, number, least, most in (
+            ("version", version, 0, 255), ("max_bytes", max_bytes, 1, 512 * 2**20), ("compress_over", compress_over, 0, 2**31),
+        ):  # fmt: skip
+            if isinstance(number, bool) or not isinstance(number, int) or not least <= number <= most:
+                raise CacheConfigError(f"{what}={number!r}: give a whole number from {least} to {most}")
+        self.name = name
+        self.terms = checked(
+            ttl=ttl, jitter=jitter, negative_ttl=negative_ttl, stale_while_revalidate=stale_while_revalidate,
+            max_stale=max_stale, beta=beta, lease_s=lease_s, max_wait_s=max_wait_s,
+        )  # fmt: skip
+        self.local = local
+        self.counters = Counters(name)
+        self._prefix = name + ":"
+        self._limits = (version, max_bytes, compress_over)
+        self._codec = self._codec_for(type)
+        self._codecs: dict[Any, Codec] = {}
+
+    def key(self, key: Any) -> str:
+        """Return the key as the fleet, the command line and `invalidate` know it. Raises `CacheKeyError`."""
+        return full_key(self._prefix, key)
+
+    def _codec_for(self, type: Any) -> Codec:
+        return Codec(type, *self._limits)
+
+    def _call(self, key: str, tags: Any, ttl: Any = None, type: Any = None) -> Call:
+        """Return the question for a full key."""
+        codec = self._codec if type is None else self._codecs.get(type) or self._codecs.setdefault(type, self._codec_for(type))
+        lives = self.terms.ttl if ttl is None else seconds("ttl", ttl, above=True)
+        return Call(key, tag_names(tags) if tags else (), lives, codec, self.terms, self.counters, self.local)
+
+    def _kept(self, full: str, tags: Any, type: Any) -> Any:
+        """Return what the memory of this process keeps, as flags and payload, or None."""
+        if self.local is None or type is not None:
+            return None
+        return self.local.get(full, tag_names(tags) if tags else ())
+
+    def _many(self, keys: Iterable[Any], ttl: Any, tags: Any, type: Any) -> tuple[dict[Any, Any], dict[Any, Call]]:
+        """Return what the memory of this process keeps of many keys, None for the others, and the questions for those."""
+        found: dict[Any, Any] = {}
+        calls: dict[Any, Call] = {}
+        for key in each_once(keys, "keys"):
+            full = self.key(key)
+            kept = self._kept(full, tags, type)
+            found[key] = None if kept is None else self._codec.decode(*kept)  # now, for the order
+            if kept is None:
+                calls[key] = self._call(full, tags, ttl, type)
+        self.counters.hits.inc(len(found) - len(calls))
+        return found, calls

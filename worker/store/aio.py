@@ -1,0 +1,105 @@
+"""The cache role for asyncio: the same commands and errors as the blocking client, a pool for each event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import redis
+import redis.asyncio
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from worker.settings import settings
+from worker.store.breaker import Breaker
+from worker.store.client import ASKING, Command
+from worker.store.scripts import taught
+
+
+class AsyncRole:
+    """One Redis server in one role, for the tasks of one event loop; never retries by itself."""
+
+    def __init__(self, name: str, url: str, timeout_s: float) -> None:
+        self.name = name
+        self.breaker = Breaker(name)
+        self._turns = asyncio.Semaphore(ASKING)
+        self._pool = redis.asyncio.ConnectionPool.from_url(
+            url,
+            socket_timeout=timeout_s,
+            socket_connect_timeout=timeout_s,
+            socket_keepalive=True,
+            health_check_interval=15,
+            retry=Retry(NoBackoff(), 0),
+            client_name=f"holdfast-{name}-aio",
+        )
+
+    async def ask(self, commands: Sequence[Command]) -> list[Any]:
+        """Run commands in one round trip and return their bare answers, no transaction; of many tasks, `ASKING` at a time.
+
+        Raises `StoreFull`, `StoreRefused` and `StoreUnavailable` as `Role.use`.
+        """
+        async with self._turns:
+            return await self._ask_guarded(commands)
+
+    async def _ask_guarded(self, commands: Sequence[Command]) -> list[Any]:
+        probe = self.breaker.admit()  # after the turn has come: what failed meanwhile is known
+        failure: BaseException | None = None
+        try:
+            return await self._ask_all(commands)
+        except BaseException as exc:
+            failure = exc
+            raise
+        finally:
+            if probe or failure is not None:
+                found = self.breaker.passed(probe, failure)
+                if found is not None:
+                    raise found from failure
+
+    async def _ask_all(self, commands: Sequence[Command]) -> list[Any]:
+        answers = await self._ask(commands)
+        unknown = [i for i, answer in enumerate(answers) if isinstance(answer, redis.exceptions.NoScriptError)]
+        if unknown:
+            again = await self._ask([taught(commands[i]) for i in unknown])
+            for i, answer in zip(unknown, again, strict=True):
+                answers[i] = answer
+        for answer in answers:
+            if isinstance(answer, Exception):
+                raise answer
+        return answers
+
+    async def _ask(self, commands: Sequence[Command]) -> list[Any]:
+        connection: Any = await self._pool.get_connection()
+        try:
+            await connection.send_packed_command(connection.pack_commands(commands))
+            return [await _answer(connection) for _ in commands]
+        except BaseException:
+            await connection.disconnect(nowait=True)  # answers that were not read must not be taken for those to the next
+            raise
+        finally:
+            await self._pool.release(connection)
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._pool.disconnect()
+
+
+async def _answer(connection: Any) -> Any:
+    try:
+        return await connection.read_response()
+    except redis.exceptions.ResponseError as exc:
+        return exc
+
+
+_roles: WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncRole] = WeakKeyDictionary()
+
+
+def cache() -> AsyncRole:
+    """Return the server that holds what Postgres can give again, for the running event loop."""
+    loop = asyncio.get_running_loop()
+    role = _roles.get(loop)
+    if role is None:
+        conf = settings()
+        role = _roles[loop] = AsyncRole("cache", conf.cache_url, conf.cache_timeout_ms / 1000)
+    return role
