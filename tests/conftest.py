@@ -12,6 +12,7 @@ import pytest
 from redis import Redis
 
 from tests import harness
+from worker.cache.cached import _loaders, _refresher
 from worker.embedded import Stack, ensure
 
 P = TypeVar("P", bound=harness.Program)
@@ -54,6 +55,16 @@ def _clean_environment() -> Iterator[None]:
             if name.startswith("HOLDFAST_") or name in ("DATABASE_URL", "REDIS_URL", "CACHE_URL"):
                 patch.delenv(name)
         yield
+
+
+@pytest.fixture(autouse=True)
+def _forget_loaders() -> Iterator[None]:
+    """Let what a test declares as cached, and how it has that refreshed, end with the test."""
+    known, refresher = dict(_loaders), list(_refresher)
+    yield
+    _loaders.clear()
+    _loaders.update(known)
+    _refresher[:] = refresher
 
 
 @pytest.fixture(scope="session")

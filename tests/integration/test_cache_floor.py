@@ -57,7 +57,7 @@ def test_every_script_works() -> None:
 
 
 def test_value_is_refreshed_early() -> None:
-    region = Region("early", ttl=0.6, jitter=0)
+    region = Region("floor", ttl=0.6, jitter=0)
     loads: list[int] = []
 
     def load() -> int:
@@ -66,5 +66,5 @@ def test_value_is_refreshed_early() -> None:
         return len(loads)
 
     region.get_or_load("k", load)
-    early = CACHE_EARLY.labels("early")._value.get()
-    harness.eventually(lambda: region.get_or_load("k", load) > 1 and CACHE_EARLY.labels("early")._value.get() > early)
+    early = CACHE_EARLY.labels("floor")._value.get()
+    harness.eventually(lambda: region.get_or_load("k", load) > 1 and CACHE_EARLY.labels("floor")._value.get() > early)

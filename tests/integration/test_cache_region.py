@@ -362,13 +362,13 @@ def test_value_is_refreshed_before_it_runs_out_by_one_caller_while_nobody_waits(
         return len(loads)
 
     region.get_or_load("k", load)
-    misses = counted(CACHE_MISSES, "early")
+    misses, others = counted(CACHE_MISSES, "early"), counted(CACHE_LOADS, "early") - 1
     until = time.monotonic() + 4.5
     while time.monotonic() < until:
         region.get_or_load("k", load)
         time.sleep(0.001)
     assert counted(CACHE_MISSES, "early") == misses, "a caller found nothing: it loaded itself, or waited"
-    assert counted(CACHE_LOADS, "early") == len(loads)
+    assert counted(CACHE_LOADS, "early") - others == len(loads)
     assert 3 <= len(loads) <= 6, "two seconds each, less 0.9 s at most"
     assert min(b - a for a, b in pairwise(loads)) > 0.9, "two refreshed at a time, or far too early"
 
