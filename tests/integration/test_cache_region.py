@@ -213,7 +213,7 @@ def test_callers_wait_for_the_one_that_loads(source: Source) -> None:
     before = counted(CACHE_WAITS, "waits")
     source.stop()
     callers = [Asking(lambda: region.get_or_load("k", source)) for _ in range(20)]
-    eventually(lambda: counted(CACHE_WAITS, "waits") - before == 19)
+    eventually(lambda: counted(CACHE_WAITS, "waits") - before >= 19)  # one that is woken for nothing waits again
     source.may_end.set()
     assert [caller.result() for caller in callers] == [1] * 20
     assert source.loads == 1
