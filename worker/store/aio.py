@@ -25,9 +25,12 @@ class AsyncRole:
         self.name = name
         self.breaker = Breaker(name)
         self._turns = asyncio.Semaphore(ASKING)
+        self._timeout_s = timeout_s
+        #: Connections that nobody has borrowed; the pool only makes them, since what it does to lend one costs as much as a command.
+        self._idle: list[Any] = []
         self._pool = redis.asyncio.ConnectionPool.from_url(
             url,
-            socket_timeout=timeout_s,
+            socket_timeout=None,  # one for all that a question takes is set around it
             socket_connect_timeout=timeout_s,
             socket_keepalive=True,
             health_check_interval=15,
@@ -70,19 +73,24 @@ class AsyncRole:
         return answers
 
     async def _ask(self, commands: Sequence[Command]) -> list[Any]:
-        connection: Any = await self._pool.get_connection()
+        connection = self._idle.pop() if self._idle else self._pool.make_connection()
         try:
-            await connection.send_packed_command(connection.pack_commands(commands))
-            return [await _answer(connection) for _ in commands]
+            async with asyncio.timeout(self._timeout_s):
+                if not connection.is_connected or connection._reader.at_eof():
+                    await connection.disconnect(nowait=True)
+                    await connection.connect()
+                await connection.send_packed_command(connection.pack_commands(commands))
+                return [await _answer(connection) for _ in commands]
         except BaseException:
             await connection.disconnect(nowait=True)  # answers that were not read must not be taken for those to the next
             raise
         finally:
-            await self._pool.release(connection)
+            self._idle.append(connection)
 
     async def close(self) -> None:
-        """Close all connections."""
-        await self._pool.disconnect()
+        """Close the connections that nobody has borrowed."""
+        while self._idle:
+            await self._idle.pop().disconnect()
 
 
 async def _answer(connection: Any) -> Any:
