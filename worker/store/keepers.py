@@ -108,11 +108,7 @@ class Keeper:
             by_role[lease.role].append(lease)
         for role, leases in by_role.items():
             try:
-                with role.use() as client:
-                    pipe = client.pipeline(transaction=False)
-                    for lease in leases:
-                        _release(pipe, [lease.key], [lease.token])
-                    pipe.execute()
+                role.ask([_release.command([lease.key], [lease.token]) for lease in leases])
             except HoldfastError:
                 OUTAGES.labels("lease", "runs out").inc(len(leases))
 
