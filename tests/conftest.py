@@ -12,6 +12,7 @@ import pytest
 from redis import Redis
 
 from tests import harness
+from worker.cache import hot
 from worker.cache.cached import _loaders, _refresher
 from worker.embedded import Stack, ensure
 
@@ -59,12 +60,13 @@ def _clean_environment() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _forget_loaders() -> Iterator[None]:
-    """Let what a test declares as cached, and how it has that refreshed, end with the test."""
+    """Let what a test declares as cached, how it has that refreshed, and the reads it counted, end with the test."""
     known, refresher = dict(_loaders), list(_refresher)
     yield
     _loaders.clear()
     _loaders.update(known)
     _refresher[:] = refresher
+    hot._ranking._counts.clear()
 
 
 @pytest.fixture(scope="session")

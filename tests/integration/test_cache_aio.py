@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from redis import Redis
 
+from tests.harness import eventually
 from worker.cache import MISSING, AsyncRegion, LocalCache, Region, cached
 from worker.cache import aio as cache_aio
-from worker.cache import loads as cache_loads
+from worker.cache import terms as cache_terms
 from worker.embedded import Stack
 from worker.errors import CacheKeyError, LoadFailed
 from worker.store import keys
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("env", "patient")
 def patient(conf: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
     """Give Redis, and tests between two loads, time on a busy machine."""
     conf(cache_timeout_ms=2000)
-    monkeypatch.setattr(cache_loads, "_BACK_OFF_MS", 1000)
+    monkeypatch.setattr(cache_terms, "_BACK_OFF_MS", 1000)
 
 
 async def until(predicate: Callable[[], Any]) -> None:
@@ -262,3 +263,29 @@ def test_error_of_a_loader_that_sounds_like_an_outage_is_the_loaders() -> None:
         Region("r", ttl=60).get_or_load("k", load)
     with pytest.raises(LoadFailed):
         Region("r", ttl=60).get_or_load("k", load)
+
+
+def test_connections_of_event_loops_that_ended_are_closed(cache: Redis) -> None:
+    region = AsyncRegion("loops", ttl=60)
+
+    async def read(n: int) -> Any:
+        return await region.get_or_load(str(n), lambda: n)
+
+    before = cache.info("clients")["connected_clients"]
+    assert [asyncio.run(read(n)) for n in range(20)] == list(range(20))
+    eventually(lambda: cache.info("clients")["connected_clients"] <= before + 2)
+
+
+def test_async_loads_inside_loads_need_no_second_place_while_redis_is_away(stack: Stack, conf: Callable[..., None]) -> None:
+    conf(cache_bypass_loads=2)
+    outer, inner = AsyncRegion("outer", ttl=60, max_wait_s=10), AsyncRegion("inner", ttl=60, max_wait_s=10)
+    stack.cache.kill()
+
+    async def load(n: int) -> int:
+        await asyncio.sleep(0.05)
+        return await inner.get_or_load(str(n), lambda: n)
+
+    async def many() -> list[int]:
+        return await asyncio.gather(*(outer.get_or_load(str(n), lambda n=n: load(n)) for n in range(6)))
+
+    assert asyncio.run(many()) == list(range(6))

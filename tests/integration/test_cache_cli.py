@@ -102,6 +102,23 @@ def test_redis_that_is_away_is_told_in_one_line(holdfast: Callable[..., Said], s
     assert "Redis (cache)" in said.err
 
 
+@pytest.mark.parametrize("command", ["get", "invalidate"])
+@pytest.mark.parametrize("key", ["", "k" * 2000])
+def test_key_that_nothing_can_be_cached_under_is_bad_input(holdfast: Callable[..., Said], command: str, key: str) -> None:
+    said = holdfast(command, key)
+    assert (said.code, said.out, said.err.count("\n")) == (2, "", 1)
+
+
+def test_values_for_which_json_has_no_word_are_text(holdfast: Callable[..., Said], cache: Redis) -> None:
+    teas.write_through("odd", {"ratios": [float("nan"), float("-inf"), 0.5]})
+    Region("raw", ttl=60, type=bytes).write_through("text", b'{"status": "PENDING"}')
+    Region("raw", ttl=60, type=bytes).write_through("bytes", b"a\xff")
+    assert holdfast("get", "teas:odd", "--json").document["value"] == {"ratios": ["nan", "-inf", 0.5]}
+    assert holdfast("get", "raw:text", "--json").document["value"] == '{"status": "PENDING"}'
+    assert holdfast("get", "raw:bytes", "--json").document["value"] == "a\\xff"
+    assert '{"status": "PENDING"}' in holdfast("get", "raw:text").out
+
+
 # ---- hot, warm, stats
 
 
@@ -178,6 +195,13 @@ def test_audit_finds_what_would_stay_what_is_big_and_what_nobody_declared(holdfa
     text = holdfast("audit").out
     assert "undeclared: 1" in text
     assert "  stray\n" in text
+
+
+def test_audit_lets_no_key_steer_a_terminal(holdfast: Callable[..., Said], cache: Redis) -> None:
+    cache.set(b"\x1b[2Jstray\nforged: 0", "x", px=60_000)
+    out = holdfast("audit").out
+    assert "  \\x1b[2Jstray\\nforged: 0\n" in out
+    assert "\x1b" not in out
 
 
 def test_audit_goes_in_small_steps_and_never_asks_for_all_keys(env: dict[str, str], cache: Redis) -> None:

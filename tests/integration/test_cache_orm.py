@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -22,6 +23,7 @@ from sqlalchemy import (
     Numeric,
     Table,
     Text,
+    create_engine,
     delete,
     event,
     func,
@@ -32,6 +34,7 @@ from sqlalchemy import (
 )
 from sqlalchemy import DateTime as Moment
 from sqlalchemy.dialects.postgresql import INET
+from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.ext.mutable import MutableDict
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, deferred, mapped_column, relationship, sessionmaker
 
@@ -647,3 +650,90 @@ def test_column_that_cannot_come_back_is_named_when_the_model_is_tracked() -> No
 def test_only_models_and_tables_are_tracked() -> None:
     with pytest.raises(CacheConfigError, match="neither a mapped class nor a table"):
         track(int)
+
+
+# ---- sessions of other kinds
+
+
+def test_row_that_is_only_added_is_found_and_its_absence_is_not_cached(sql: list[str]) -> None:
+    with session() as writing:
+        writing.add(Book(id=2, title="Persuasion"))
+        book = cached_get(writing, Book, 2, ttl=60)
+        assert book is not None
+        assert book.title == "Persuasion"
+        writing.commit()
+    assert title(2) == "Persuasion"
+
+
+def test_lone_text_for_tags_is_refused(sql: list[str]) -> None:
+    with session() as reading, pytest.raises(CacheKeyError, match="tags='prices' is a str"):
+        cached_query(reading, select(Book), key="all", ttl=60, tags="prices")
+
+
+@pytest.fixture
+def tenant(sql: list[str]) -> Iterator[dict[str, Any]]:
+    """The option by which a session reads the same tables of a schema of its own, where the book has another title."""
+    options = {"schema_translate_map": {None: "tenant"}}
+    theirs = engine().execution_options(**options)
+    with engine().begin() as conn:
+        conn.execute(text("CREATE SCHEMA tenant"))
+    Base.metadata.create_all(theirs)
+    with theirs.begin() as conn:
+        conn.execute(insert(Book).values(id=1, title="Secret"))
+    yield options
+    with engine().begin() as conn:
+        conn.execute(text("DROP SCHEMA tenant CASCADE"))
+
+
+@pytest.mark.parametrize("by", ["engine", "connection", "transaction", "session"])
+def test_session_that_renames_schemas_reads_and_leaves_nothing_of_others(by: str, tenant: dict[str, Any]) -> None:
+    def both(reading: Session) -> tuple[str, str]:
+        reading.expunge_all()
+        book = cached_get(reading, Book, 1, ttl=60)
+        assert book is not None
+        return book.title, cached_query(reading, select(Book.title), key="titles", ttl=60)[0].title
+
+    def theirs() -> tuple[str, str]:
+        with engine().connect() as conn:
+            bind = {"engine": engine().execution_options(**tenant), "connection": conn}.get(by, engine())
+            if by == "connection":
+                conn.execution_options(**tenant)
+            with Session(bind, execution_options=tenant if by == "session" else None) as reading:
+                if by == "transaction":
+                    reading.connection(execution_options=tenant)
+                return both(reading)
+
+    assert theirs() == ("Secret", "Secret")
+    with session() as reading:
+        assert both(reading) == ("Emma", "Emma"), "it left its rows to all"
+    assert theirs() == ("Secret", "Secret")
+
+
+def test_statement_that_renames_schemas_is_read_by_the_session(tenant: dict[str, Any]) -> None:
+    with session() as reading:
+        for statement, expected in ((select(Book.title), "Emma"), (select(Book.title).execution_options(**tenant), "Secret")):
+            assert cached_query(reading, statement, key="titles", ttl=60)[0].title == expected
+
+
+def test_session_on_another_database_has_rows_of_its_own(sql: list[str]) -> None:
+    assert title() == "Emma"
+    elsewhere = create_engine(engine().url.set(database="postgres"))
+    try:
+        with Session(elsewhere) as reading, pytest.raises(ProgrammingError, match="books"):
+            cached_get(reading, Book, 1, ttl=60)
+    finally:
+        elsewhere.dispose()
+
+
+def test_callers_that_hold_all_connections_of_their_pool_do_not_wait_for_one_more(sql: list[str]) -> None:
+    small = create_engine(engine().url, pool_size=1, max_overflow=0, pool_timeout=20)
+    try:
+        with Session(small) as holding:
+            holding.execute(text("SELECT 1"))
+            began = time.monotonic()
+            book = cached_get(holding, Book, 1, ttl=60)
+            assert book is not None
+            assert book.title == "Emma"
+            assert time.monotonic() - began < 15
+    finally:
+        small.dispose()

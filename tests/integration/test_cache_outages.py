@@ -170,3 +170,24 @@ def test_layer_in_memory_gives_nothing_it_could_have_missed_the_end_of(broken: C
     assert region.get_or_load("k", lambda: 2) == 2
     mend(stack)
     assert eventually(lambda: region.get_or_load("k", lambda: 3) and region.local and region.local.held, 5)
+
+
+def test_loads_inside_loads_need_no_second_place_while_redis_is_away(stack: Stack, conf: Callable[..., None]) -> None:
+    conf(cache_bypass_loads=2)
+    outer, inner = Region("outer", ttl=60, max_wait_s=10), Region("inner", ttl=60, max_wait_s=10)
+    stack.cache.kill()
+    both = threading.Barrier(2)
+
+    def load(n: int) -> Any:
+        both.wait(10)  # both places are taken
+        return inner.get_or_load(str(n), lambda: n) + inner.get_many_or_load(["a"], lambda keys: {"a": 0})["a"]
+
+    got: dict[int, int] = {}
+    threads = [
+        threading.Thread(target=lambda n=n: got.setdefault(n, outer.get_or_load(str(n), lambda: load(n)))) for n in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert got == {n: n for n in range(4)}

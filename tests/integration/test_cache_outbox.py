@@ -197,6 +197,22 @@ def test_row_that_nobody_can_carry_out_does_not_hold_up_the_others(
     assert price() == 2
 
 
+def test_what_is_sound_in_a_row_is_carried_out_beside_what_is_not(
+    price: Callable[[], Any], db: Conn, relay: relays.Relay
+) -> None:
+    assert price() == 1
+    assert prices.get_or_load("all", lambda: [1], tags=["drinks"]) == [1]
+    db.execute("UPDATE price SET cents = 2")
+    db.execute(
+        "INSERT INTO cache_outbox (keys, tags, created_at) VALUES (ARRAY[repeat('k', 5000), 'prices:tea'], ARRAY['', 'drinks'], "
+        "now() - interval '1 minute')"
+    )
+    relay.invalidate()
+    assert owed(db) == []
+    assert price() == 2
+    assert prices.get_or_load("all", lambda: [2], tags=["drinks"]) == [2]
+
+
 def test_entries_of_the_cache_have_a_life(price: Callable[[], Any], cache: Redis) -> None:
     price()
     change(tags=["drinks"])

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import pytest
+from msgspec import defstruct
 from redis import Redis
 
 from tests.harness import eventually
-from worker.cache import MISSING, Region, cached, hot, invalidate, loaders, set_refresher
+from worker import store
+from worker.cache import MISSING, LocalCache, Region, cached, declared, hot, invalidate, loaders, set_refresher, steps, writes
 from worker.cache import background as refreshing
-from worker.cache import loads as cache_loads
+from worker.cache import terms as cache_terms
+from worker.cache.reads import Seen
+from worker.cache.waits import News, Waits
 from worker.errors import CacheConfigError, CacheKeyError, CacheValueError, LoadFailed
 from worker.store import keys
+from worker.store.client import IDLE
+from worker.store.listening import _readable as select_readable
 from worker.telemetry import CACHE_BYPASSES, CACHE_FAILURES, CACHE_LOADS, CACHE_MISSES, CACHE_REFUSED, CACHE_STALE, CACHE_WAITS
 
 pytestmark = pytest.mark.usefixtures("env", "patient")
@@ -27,7 +36,7 @@ pytestmark = pytest.mark.usefixtures("env", "patient")
 def patient(conf: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
     """Give Redis, and tests between two loads, time on a busy machine; what happens without is in test_cache_outages."""
     conf(cache_timeout_ms=2000)
-    monkeypatch.setattr(cache_loads, "_BACK_OFF_MS", 1000)
+    monkeypatch.setattr(cache_terms, "_BACK_OFF_MS", 1000)
 
 
 class Source:
@@ -611,3 +620,153 @@ def test_refreshes_of_one_process_are_few() -> None:
     refreshes.end("k0", busy_s=60)
     assert not refreshes.try_begin("k0")
     assert refreshes.try_begin("k9")
+
+
+@pytest.mark.parametrize("message", [b"", b"k\xff", b"t"])
+def test_odd_message_leaves_the_memory_of_the_process_in_step(cache: Redis, message: bytes) -> None:
+    region = Region("odd", ttl=60, local=LocalCache())
+    region.get_or_load("k", lambda: 1)
+    eventually(lambda: region.get_or_load("k", lambda: 1) and region.local.held == 1)
+    cache.publish(keys.cache_drops(), message)
+    cache.delete(keys.cache_entry("odd:k"))
+    cache.publish(keys.cache_drops(), b"kodd:k")
+    eventually(lambda: region.get("k") is MISSING)
+
+
+def test_listener_that_meets_an_unknown_error_begins_anew(cache: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    region = Region("anew", ttl=60, local=LocalCache())
+    eventually(lambda: region.get_or_load("k", lambda: 1) and region.local.held == 1)
+    with monkeypatch.context() as patched:
+        patched.setattr(Waits, "heard", lambda *_: 1 / 0)
+        cache.publish(keys.cache_drops(), b"kother")
+        eventually(lambda: not region.local.is_open)
+    eventually(lambda: region.get_or_load("k", lambda: 1) and region.local.held == 1)
+
+
+def test_listener_hears_on_a_descriptor_beyond_1023() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < 2048:
+        pytest.fail("this test needs 2048 descriptors")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2048), hard))
+    taken = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    try:
+        assert select_readable([taken[-1]], 0) == {taken[-1]}
+    finally:
+        for descriptor in taken:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_write_that_was_held_up_on_its_way_is_not_stored(cache: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    region = Region("late", ttl=60)
+    assert region.write_through("k", 1)
+    sent: list[Any] = []
+    command = writes._put.command
+    monkeypatch.setattr(writes._put, "command", lambda *args: sent.append(args) or command(*args))
+    assert region.write_through("k", 2)
+    names, args = sent[0]
+    args[6] = int(args[6]) - 10  # as if it had been sent so many seconds ago
+    assert region.invalidate("k")
+    region.get_or_load("k", lambda: 3)
+    assert store.cache().ask([command(names, args)]) == [0]
+    assert region.get("k") is MISSING
+
+
+def test_handed_over_lease_that_was_invalidated_is_not_revived() -> None:
+    region = Region("twice", ttl=60)
+    token = "a" * 16
+    started, go = threading.Event(), threading.Event()
+
+    def old() -> str:
+        started.set()
+        go.wait(10)
+        return "old"
+
+    first = threading.Thread(target=lambda: region.refresh("k", old, token=token))
+    first.start()
+    started.wait(10)
+    assert region.invalidate("k")
+
+    def new() -> str:
+        go.set()
+        first.join(10)
+        assert region.get("k") is MISSING
+        return "new"
+
+    assert region.refresh("k", new, token=token).advanced
+    assert region.get("k") == "new"
+
+
+def test_value_read_as_another_type_is_not_kept_in_memory() -> None:
+    region = Region("types", ttl=60, type=int, local=LocalCache())
+    eventually(lambda: region.get_or_load("other", lambda: 1) and region.local.is_open)
+    assert region.get_or_load("k", lambda: "a", type=str) == "a"
+    assert region.get_or_load("k", lambda: 2) == 2
+
+
+def test_what_another_region_kept_in_memory_is_loaded_where_it_does_not_fit() -> None:
+    local = LocalCache()
+    words, numbers = Region("shared", ttl=60, type=str, local=local), Region("shared", ttl=60, type=int, local=local)
+    eventually(lambda: words.get_or_load("k", lambda: "a") and local.held == 1)
+    assert numbers.get_or_load("k", lambda: 2) == 2
+
+
+def test_any_number_of_tags_is_forgotten_at_once() -> None:
+    region = Region("tags", ttl=60)
+    region.set("k", 1, tags=["t39"])
+    assert region.invalidate_tags(*[f"t{n}" for n in range(40)])
+    assert region.get("k") is MISSING
+
+
+def test_keys_that_only_python_takes_for_one_are_refused() -> None:
+    region = Region("equal", ttl=60)
+    with pytest.raises(CacheKeyError, match="True"):
+        region.get_many_or_load([(1,), (True,)], lambda keys: {})
+    with pytest.raises(CacheKeyError, match="list"):
+        region.get_many_or_load([("a", [1])], lambda keys: {})  # type: ignore[list-item]
+
+
+def test_loader_of_many_that_returns_a_list_is_told_so() -> None:
+    with pytest.raises(CacheValueError, match="returned a list: return a dict"):
+        Region("listed", ttl=60).get_many_or_load(["a"], lambda keys: [1])  # type: ignore[arg-type, return-value]
+
+
+def test_value_that_cannot_be_stored_spares_the_other_keys_of_its_batch() -> None:
+    region = Region("one", ttl=60)
+    with pytest.raises(CacheValueError, match="one:b"):
+        region.get_many_or_load(["a", "b", "c"], lambda keys: {"a": 1, "b": object(), "c": 3})
+    assert (region.get("a"), region.get("b"), region.get("c")) == (1, MISSING, 3)
+
+
+def test_codecs_of_types_made_on_the_way_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(declared, "_MOST_CODECS", 8)
+    region = Region("codecs", ttl=60)
+    for n in range(20):
+        region.get("k", type=defstruct(f"Made{n}", ["a"]))
+    assert len(region._codecs) <= 8
+
+
+def test_news_that_is_no_entry_is_asked_for_again() -> None:
+    region = Region("news", ttl=60)
+    call = region._call("news:k", ())
+    cut_off = b"\xc1\x00\x01"
+    assert steps._heard(call, Seen(None, b"", ()), News(entry=cut_off)) is MISSING
+
+
+def test_connections_of_a_rush_are_not_kept() -> None:
+    role = store.cache()
+    loans = [role.use() for _ in range(IDLE + 20)]
+    with ExitStack() as stack:
+        for loan in loans:
+            stack.enter_context(loan).ping()
+    assert len(role.idle) <= IDLE
+
+
+def test_back_off_is_at_most_what_the_region_says(cache: Redis) -> None:
+    region = Region("soon", ttl=60, max_back_off=0.5)
+    cache.set(keys.cache_lease("soon:k"), b"!7:60000:Gone: away", px=75_000)  # left on other terms
+    with pytest.raises(ZeroDivisionError):
+        region.get_or_load("k", lambda: 1 / 0)
+    with pytest.raises(LoadFailed) as caught:
+        region.get_or_load("k", lambda: 1)
+    assert 0 < caught.value.retry_after <= 0.5

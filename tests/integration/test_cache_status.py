@@ -16,9 +16,12 @@ from tests.harness import eventually
 from tests.integration.conftest import Bench
 from tests.sample_tasks import add, fail, noop
 from worker.app import app
+from worker.cache import outbox
 from worker.cli.program import invoke
 from worker.db import statement
+from worker.embedded import Stack
 from worker.engine import beat
+from worker.errors import StoreUnavailable
 from worker.ledger import manage, results, schedules
 from worker.ledger.schedules import Spec
 from worker.store import keys
@@ -220,3 +223,64 @@ def test_pause_inside_a_longer_transaction_is_seen_soon_after_its_commit(db: Con
     with db.transaction():
         manage.set_paused(db, "default", True)
     assert eventually(lambda: (relay.invalidate(), manage.list_queues(db)[0]["paused"])[1], 2)
+
+
+def test_old_result_of_a_replayed_job_is_not_told_once_a_cache_that_was_away_is_back(
+    bench: Bench, db: Conn, stack: Stack, conf: Callable[..., None]
+) -> None:
+    job = add.delay(1, 2)
+    bench.work()
+    assert job.get(timeout=5) == 3
+    stack.cache.freeze()
+    conf(cache_timeout_ms=50)
+    with statement() as conn:
+        manage.replay(conn, job.id)
+    stack.cache.thaw()
+    conf(cache_timeout_ms=2000)
+    db.execute("UPDATE cache_outbox SET created_at = created_at - interval '1 second'")
+
+    def carried_out() -> bool:
+        try:
+            with statement() as conn:
+                return outbox.carry_out_overdue(conn) == 1
+        except StoreUnavailable:
+            return False
+
+    eventually(carried_out, 10, what="the cache, which was thought away")
+    assert app.AsyncResult(job.id).state == "PENDING"
+    with statement() as conn:
+        assert outbox.owed(conn)[0] == 0
+
+
+@app.task(name="test.unkept", ignore_result=True)
+def unkept() -> int:
+    return 1
+
+
+@app.task(bind=True, name="test.again_by_itself")
+def again_by_itself(self: Any) -> int:
+    self.retry(countdown=100, throw=False)
+    return 5
+
+
+def test_end_of_a_job_whose_result_is_not_kept_is_seen_within_a_moment(bench: Bench) -> None:
+    job = unkept.delay()
+    assert job.state == "PENDING"
+    bench.work()
+    eventually(lambda: job.state == "SUCCESS", 5)
+
+
+def test_retry_of_a_task_that_returns_is_seen_at_once(bench: Bench) -> None:
+    job = again_by_itself.delay()
+    assert job.state == "PENDING"
+    bench.work()
+    assert app.AsyncResult(job.id).state == "RETRY"
+
+
+def test_outage_of_postgres_leaves_no_long_back_off_of_a_status(bench: Bench, cache: Redis, reads: list[list[str]]) -> None:
+    job = add.delay(1, 2)
+    cache.set(keys.cache_lease(results.status.key(job.id)), b"!7:60000:LedgerUnavailable: gone", px=75_000)
+    for _ in range(50):
+        assert app.AsyncResult(job.id).state == "PENDING"
+    assert len(reads) <= 2
+    assert results.status.terms.back_off_ms(20) <= 1000

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from base64 import b64decode
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -172,6 +173,49 @@ def test_what_the_ranking_names_and_nobody_knows_is_passed_over(cache: Redis) ->
     assert {key for key, report in found.items() if report.advanced} == {"test.planned:a", "test.planned:b"}
 
 
+def test_moment_among_the_hottest_is_warmed_under_its_own_key_and_once(cache: Redis) -> None:
+    @cached(ttl=1000, name="test.moment")
+    def at_moment(at: datetime, *, zone: str) -> str:
+        loads.append(at)
+        return f"{at} {zone}"
+
+    noon = datetime(2024, 1, 1, 12, tzinfo=UTC)
+    for _ in range(400):
+        hot.note("test.moment", (noon, "x"))
+    hot.flush()
+    (report,) = [one for key, one in run().items() if key.startswith("test.moment")]
+    assert (report.key, report.advanced) == (at_moment.key(noon, zone="x"), True)
+    assert at_moment(noon, zone="x") == f"{noon} x"
+    assert not [key for key in run() if key.startswith("test.moment")]
+    assert [at for at in loads if at == noon] == [noon]
+
+
+def test_members_of_the_ranking_that_are_none_of_ours_are_passed_over(cache: Redis) -> None:
+    popular(7)
+    for _ in range(400):
+        hot.note("test.hot", (7,))
+    hot.flush()
+    strange = (b"garbage", b"[1]", b"[1, 2]", b'["a", "b"]', b"7", b"\xff")
+    cache.zadd(keys.cache_hot(), dict.fromkeys(strange, 10000))
+    assert [found.args for found in hot.top(20)] == [[7]]
+    assert "test.planned:a" in run()
+
+
+def test_ranking_fades_also_when_warming_fails(cache: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    for _ in range(4000):
+        hot.note("gone.loader", (1,))
+    hot.flush()
+    before = hot.top(1)[0].reads
+
+    def fail(**_: Any) -> list[Any]:
+        raise OSError("out of sockets")
+
+    monkeypatch.setattr(tasks, "warm", fail)
+    with pytest.raises(OSError, match="out of sockets"):
+        tasks.warm_up()
+    assert hot.top(1)[0].reads == pytest.approx(before * 0.9)
+
+
 def test_redis_away_is_told_and_ends_the_run(stack: Stack, cache: Redis) -> None:
     stack.cache.kill()
     reports = warm(pause=lambda _: None)
@@ -229,3 +273,15 @@ def test_unknown_loader_fails_its_job_with_the_way_out(env: dict[str, str]) -> N
 
 def test_loaders_of_our_own_are_known_to_every_worker() -> None:
     assert {"statistics.activity", "statistics.backlog"} <= set(loaders())
+
+
+def test_async_values_are_warmed_on_one_connection_that_is_closed(env: dict[str, str], cache: Redis) -> None:
+    @cached(ttl=1, name="test.async_planned", warm=[(n,) for n in range(5)])
+    async def slow(n: int) -> int:
+        return n
+
+    before = cache.info("stats")["total_connections_received"]
+    clients = cache.info("clients")["connected_clients"]
+    assert sum(report.advanced and report.key.startswith("test.async_planned") for report in warm(pause=lambda _: None)) == 5
+    assert cache.info("stats")["total_connections_received"] - before < 5
+    eventually(lambda: cache.info("clients")["connected_clients"] <= clients + 3)

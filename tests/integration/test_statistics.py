@@ -177,3 +177,34 @@ def test_plots_are_true_to_scale() -> None:
     assert sparkline([0, 1, 4, 8]) == " ▁▄█"
     assert sparkline([]) == ""
     assert [span(s) for s in (None, 0.0042, 31.04, 3540, 7500)] == ["", "4.2 ms", "31.0 s", "59 min", "2 h 5 min"]
+
+
+def test_hours_out_of_range_are_refused_each_time_and_cost_no_load(db: Conn) -> None:
+    for hours in (0, 169, 0):
+        for ask in (statistics.activity, statistics.activity.get, statistics.activity.refresh):
+            with pytest.raises(ValueError, match=f"hours {hours}: must be from 1 to 168"):
+                ask(hours)
+
+
+def test_moments_without_an_end_are_no_figures(db: Conn, capsys: pytest.CaptureFixture[str]) -> None:
+    for moment in ("-infinity", "infinity"):
+        db.execute(_LIVING, ("mail", "queued", 0, 1))
+        db.execute("UPDATE jobs SET available_at = %s WHERE isfinite(available_at)", (moment,))
+    ended(db, "a")
+    db.execute("UPDATE job_history SET claimed_at = '-infinity'")
+    (mail,) = statistics.backlog().queues
+    assert (mail.waiting, mail.oldest_s) == (2, None)
+    assert statistics.activity().by_task[0].p50_s is None
+    assert invoke(["stats"]) == 0
+    assert "mail" in capsys.readouterr().out
+
+
+def test_count_anew_that_fails_is_told_beside_the_old_figures(db: Conn, capsys: pytest.CaptureFixture[str]) -> None:
+    ended(db, "a")
+    assert invoke(["stats", "--fresh"]) == 0
+    db.execute("ALTER TABLE job_history RENAME TO elsewhere")
+    capsys.readouterr()
+    assert invoke(["stats", "--fresh", "--json"]) == 1
+    said = capsys.readouterr()
+    assert json.loads(said.out)["activity"]["by_task"][0]["ended"] == 1
+    assert "statistics.activity:24 could not be counted anew" in said.err

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import struct
+import zlib
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
+from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
@@ -12,7 +14,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel
+from pydantic import BaseModel, Field, SecretStr
 
 from worker.cache.codec import Codec, Undecodable
 from worker.cache.entry import COMPRESSED, LEASE, NEGATIVE, Entry, Tag, build, digest, id_of, pack_tags, schema_of
@@ -110,7 +112,7 @@ def test_value_that_cannot_be_cached_is_refused_by_name(type: Any, value: Any, s
 def test_value_that_does_not_fit_the_type_is_refused_when_it_is_stored() -> None:
     flags, payload = codec(Book).encode({"title": 1}, "k")
     with pytest.raises(CacheValueError, match=r"k: the value does not fit .*Book"):
-        codec(Book).round_trip(flags, payload, "k")
+        codec(Book).round_trip(flags, payload, {"title": 1}, "k")
 
 
 @pytest.mark.parametrize("payload", [b"", b"\xc1", b"\x81\xa1a"])
@@ -231,3 +233,45 @@ def test_tags_have_no_order_and_no_repetition() -> None:
 def test_type_that_cannot_be_checked_is_refused_where_it_is_declared() -> None:
     with pytest.raises(CacheConfigError, match="type"):
         codec(dict[str, Book | Shelf])
+
+
+class Login(BaseModel):
+    name: str
+    password: SecretStr = SecretStr("")
+    note: str = Field(default="", exclude=True)
+
+
+@dataclass
+class Novel(Book):
+    hero: str
+
+
+@pytest.mark.parametrize(
+    ("type", "value"),
+    [
+        (Login, Login(name="a", password=SecretStr("b"))),
+        (Login, Login(name="a", note="b")),
+        (Book, Novel("a", 1, "b")),
+        (Any, {"price": Decimal("1.5")}),
+    ],
+    ids=["secret", "excluded field", "subclass", "decimal without a type"],
+)
+def test_value_that_would_come_back_as_another_is_refused_when_it_is_stored(type: Any, value: Any) -> None:
+    encoded = codec(type).encode(value, "k")
+    with pytest.raises(CacheValueError, match=r"k: .* would come back as another value"):
+        codec(type).round_trip(*encoded, value, "k")
+
+
+@pytest.mark.parametrize(
+    ("type", "value"),
+    [(Any, {"a": (1, [float("nan")])}), (list[Book], [Book("a", 1)]), (Login, Login(name="a")), (float, 1)],
+    ids=["tuple and nan", "dataclasses", "model", "whole number"],
+)
+def test_value_that_comes_back_as_it_was_is_stored(type: Any, value: Any) -> None:
+    codec(type).round_trip(*codec(type).encode(value, "k"), value, "k")
+
+
+@pytest.mark.parametrize("payload", [zlib.compress(b"\0" * 10_001), zlib.compress(b"\xa1a")[:-3]], ids=["too long", "cut off"])
+def test_what_unpacks_to_more_than_a_value_may_have_is_no_value(payload: bytes) -> None:
+    with pytest.raises(Undecodable, match="more than"):
+        codec(Any).decode(COMPRESSED, payload)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import threading
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
 
-from worker.cache import AsyncRegion, LocalCache, Region, cached, loaders
+from worker.cache import AsyncRegion, LocalCache, Region, cached, hot, loaders
 from worker.cache.signals import Flights, Signal, Slots
 from worker.errors import CacheConfigError, CacheKeyError
 
@@ -65,6 +65,8 @@ def test_life_of_an_entry_holds_its_stale_time_and_lives_differ() -> None:
         ({"ttl": 1, "key": "{a}:{c}"}, r"\{c\} is not a parameter"),
         ({"ttl": 1, "key": "{a}:{b:>3}"}, r"\{b\} is not a parameter"),
         ({"ttl": 1, "key": "{a"}, "key"),
+        ({"ttl": 1, "key": "u-{a}-{b}"}, "put a colon between one parameter and the next"),
+        ({"ttl": 1, "key": "{b}{a}"}, "put a colon"),
         ({"ttl": 1, "tags": ("x:{c}",)}, r"tag .*\{c\} is not a parameter"),
         ({"ttl": 1, "tags": "x"}, "tags='x' is a str"),
         ({"ttl": 1, "refresh": "later"}, "refresh='later'"),
@@ -102,18 +104,73 @@ def test_two_functions_of_one_name_are_refused() -> None:
 
 
 def test_arguments_come_to_one_key_however_they_are_passed() -> None:
-    @cached(key="{a}/{b}", tags=("t:{a}",), ttl=1, name="test.keys", warm=lambda: [(1,), (2, "z")])
+    @cached(key="{a}/:{b}", tags=("t:{a}",), ttl=1, name="test.keys", warm=lambda: [(1,), (2, "z")])
     def found(a: int, b: str = "x") -> int:
         return 0
 
-    assert found.key(1) == found.key(a=1, b="x") == "test.keys:1/x"
-    assert found.key(1, "a:b") == "test.keys:1/a%3Ab"
+    assert found.key(1) == found.key(a=1, b="x") == "test.keys:1/:x"
+    assert found.key(1, "a:b") == "test.keys:1/:a%3Ab"
     assert found.tags(7) == ("t:7",)
     assert found.warm_plan() == [(1,), (2, "z")]
     with pytest.raises(CacheKeyError, match=r"test\.keys: key part \[1\] is a list"):
         found.key([1])  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="missing a required argument: 'a'"):
         found.key()  # type: ignore[call-arg]
+
+
+def test_argument_without_any_text_has_a_key_like_no_other() -> None:
+    @cached(ttl=1, name="test.empty")
+    def found(a: str) -> str:
+        return a
+
+    assert len({found.key(""), found.key("%e"), found.key("e")}) == 3
+
+
+def test_keyword_only_parameters_are_part_of_the_key_and_survive_a_job() -> None:
+    @cached(ttl=1, name="test.named")
+    def found(a: int, *, b: int, c: int = 3) -> int:
+        return a + b + c
+
+    assert found.key(1, b=2) == found.resumed_key([1, 2]) == found.resumed_key(["1", 2, 3]) == "test.named:1:2:3"
+    for wrong in ([1, "x"], [1, 2, 3, 4]):
+        with pytest.raises(CacheKeyError, match=r"test\.named: arguments .* do not fit it"):
+            found.resumed_key(wrong)
+
+
+def test_moments_that_are_equal_and_told_otherwise_have_keys_of_their_own() -> None:
+    @cached(ttl=1, name="test.moments")
+    def found(at: datetime) -> str:
+        return at.isoformat()
+
+    noon = datetime(2024, 10, 27, 12, tzinfo=UTC)
+    for same in (noon, noon.astimezone(timezone(timedelta(hours=1))), noon.astimezone(timezone(timedelta(hours=2)))):
+        assert found.key(same) == "test.moments:" + same.isoformat().replace(":", "%3A")
+    twice = datetime(2024, 10, 27, 2, 30)
+    assert found.key(twice) != found.key(twice.replace(fold=1))
+
+
+def test_arguments_that_a_check_refuses_never_reach_the_cache() -> None:
+    def check(a: int, b: int) -> None:
+        if a + b < 0:
+            raise LookupError("too few")
+
+    @cached(ttl=1, name="test.checked", check=check)
+    def found(a: int, *, b: int = 1) -> int:
+        return a
+
+    assert found.key(1) == "test.checked:1:1"
+    for ask in (found, found.key, found.get, found.refresh, found.invalidate):
+        with pytest.raises(LookupError):
+            ask(1, b=-5)  # type: ignore[operator]
+
+
+def test_ranking_of_a_process_goes_on_counting_what_it_knows_when_it_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hot, "_COUNTED", 2)
+    ranking = hot.Ranking()
+    ranking._thread = threading.current_thread()
+    for number in (1, 2, 3, 1):
+        ranking.count("x", (number,))
+    assert ranking._counts == {("x", (1,)): 2 * hot.SAMPLE, ("x", (2,)): hot.SAMPLE}
 
 
 # ---- what callers of one process share

@@ -12,7 +12,7 @@ from worker.cache.bypass import bypass_load
 from worker.cache.call import MISSING, Call, Missing
 from worker.cache.declared import Declared
 from worker.cache.local import drop_everywhere
-from worker.cache.names import Key, each_once, tag_names
+from worker.cache.names import Key, each_once
 from worker.cache.refreshing import Refreshed, refresh, refresh_early
 from worker.cache.signals import Signal
 from worker.cache.steps import miss
@@ -45,9 +45,9 @@ class AsyncRegion(Declared):
         """Return the cached value of a key, or what the loader returns, which is then cached. Raises as `Region.get_or_load`."""
         full = self.key(key)
         kept = self._kept(full, tags, type)
-        if kept is not None:
+        if kept is not MISSING:
             self.counters.hits.inc()
-            return self._codec.decode(*kept)  # type: ignore[no-any-return]
+            return kept  # type: ignore[no-any-return]
         call = self._call(full, tags, ttl, type)
         try:
             seen = reads.look(call, await cache().ask(reads.read_commands(call)))
@@ -66,9 +66,9 @@ class AsyncRegion(Declared):
         """Return the cached value; `MISSING` when there is none or Redis is away, None when loaders are known to find nothing."""
         full = self.key(key)
         kept = self._kept(full, tags, type)
-        if kept is not None:
+        if kept is not MISSING:
             self.counters.hits.inc()
-            return self._codec.decode(*kept)
+            return kept
         return await run(reads.peek(self._call(full, tags, None, type)))
 
     async def set(self, key: Key, value: Any, ttl: Any = None, *, tags: Sequence[str] = ()) -> bool:
@@ -143,7 +143,7 @@ def keep(work: Coroutine[Any, Any, None]) -> None:
 
 async def invalidate(full_keys: Iterable[str], tags: Iterable[str]) -> bool:
     """Forget keys and tags in one round trip, as `worker.cache.invalidate`."""
-    names, under = each_once(full_keys, "full_keys"), tag_names(each_once(tags, "tags"))
+    names, under = each_once(full_keys, "full_keys"), writes.tags_to_forget(tags)
     try:
         if names or under:
             await cache().ask(writes.invalidate_commands(names, under))

@@ -6,16 +6,14 @@ import time
 from collections.abc import Generator
 from typing import Any
 
-from worker.cache.bypass import slots
+from worker.cache.bypass import give_slot, take_slot
 from worker.cache.call import MISSING, Call
-from worker.cache.codec import Codec
-from worker.cache.effects import Ask, Await, Away, Load, Steps, ask
+from worker.cache.effects import Ask, Away, Load, Steps, ask
 from worker.cache.entry import Tag
 from worker.cache.leases import GRANTED, lease_command, new_lease, versions
-from worker.cache.loads import failing, give_back, prepare, stored
+from worker.cache.loads import failing, give_back, mapping, prepare, stored
 from worker.cache.reads import Seen, look, read_commands, serve
 from worker.cache.steps import miss
-from worker.errors import LoadFailed
 from worker.store import Lease, cache, keeper
 
 
@@ -90,14 +88,29 @@ def _load_and_store(mine: dict[Any, _Mine]) -> Steps:
     started = time.monotonic()
     try:
         first.counters.loads.inc()
-        found = yield Load((list(mine),))
-        load_s = time.monotonic() - started
-        payloads = {key: _encoded(one.call, found.get(key), load_s) for key, one in mine.items()}
-        values = {key: one.call.codec.round_trip(*payloads[key], one.call.key) for key, one in mine.items()}
+        found = mapping(first, (yield Load((list(mine),))))
     except Exception as exc:
-        yield from _tell_failure(mine, exc)
+        yield from _tell_failures(mine, dict.fromkeys(mine, exc))
         raise
-    fills = {key: prepare(one.call, one.held, one.tags, *payloads[key]) for key, one in mine.items()}
+    load_s = time.monotonic() - started
+    encoded: dict[Any, tuple[int, bytes]] = {}
+    values: dict[Any, Any] = {}
+    wrong: dict[Any, Exception] = {}
+    for key, one in mine.items():
+        try:
+            one.call.load_s = load_s
+            encoded[key], values[key] = _round_trip(one.call, found.get(key))
+        except Exception as exc:  # of this key alone: the others are stored
+            wrong[key] = exc
+    yield from _store({key: mine[key] for key in encoded}, encoded)
+    if wrong:
+        yield from _tell_failures(mine, wrong)
+        raise next(iter(wrong.values()))
+    return values
+
+
+def _store(mine: dict[Any, _Mine], encoded: dict[Any, tuple[int, bytes]]) -> Generator[Ask, Any, None]:
+    fills = {key: prepare(one.call, one.held, one.tags, *encoded[key]) for key, one in mine.items()}
     try:
         answers = iter((yield from ask([command for fill in fills.values() for command in fill.commands])))
     except Away:
@@ -105,16 +118,12 @@ def _load_and_store(mine: dict[Any, _Mine]) -> Steps:
     for key, fill in fills.items():
         told = [next(answers, None) for _ in fill.commands]
         stored(mine[key].call, fill, told[-1])
-    return values
 
 
-def _encoded(call: Call, value: Any, load_s: float) -> tuple[int, bytes]:
-    call.load_s = load_s
-    return call.codec.encode(value, call.key)
-
-
-def _tell_failure(mine: dict[Any, _Mine], exc: Exception) -> Generator[Ask, Any, None]:
-    commands = [failing(one.call, one.held.token, one.failures + 1, exc)[0] for one in mine.values()]
+def _tell_failures(mine: dict[Any, _Mine], wrong: dict[Any, Exception]) -> Generator[Ask, Any, None]:
+    commands = [
+        failing(mine[key].call, mine[key].held.token, mine[key].failures + 1, exc)[0] for key, exc in wrong.items()
+    ]
     try:
         yield from ask([command for few in commands for command in few])
     except Away:
@@ -125,17 +134,16 @@ def _bypass_many(calls: dict[Any, Call]) -> Steps:
     """Load all at once without Redis, when there is a place for it."""
     first = next(iter(calls.values()))
     first.counters.bypasses.inc(len(calls))
-    places = slots()
-    slot = places.take()
+    slot = yield from take_slot(first, time.monotonic() + first.terms.max_wait_s)
     try:
-        if not (yield Await(slot, first.terms.max_wait_s)):
-            raise LoadFailed(f"{first.key}: no turn to load within {first.terms.max_wait_s:g} s", key=first.key, retry_after=1.0)
         first.counters.loads.inc()
-        found = yield Load((list(calls),))
+        found = mapping(first, (yield Load((list(calls),))))
     finally:
-        places.give(slot)
-    return {key: _round_trip(call.codec, found.get(key), call.key) for key, call in calls.items()}
+        give_slot(slot)
+    return {key: _round_trip(call, found.get(key))[1] for key, call in calls.items()}
 
 
-def _round_trip(codec: Codec, value: Any, key: str) -> Any:
-    return codec.round_trip(*codec.encode(value, key), key)
+def _round_trip(call: Call, value: Any) -> tuple[tuple[int, bytes], Any]:
+    """Return a value encoded, and as a reader will get it."""
+    encoded = call.codec.encode(value, call.key)
+    return encoded, call.codec.round_trip(*encoded, value, call.key)

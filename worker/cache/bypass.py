@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Generator
+from contextvars import ContextVar
 from functools import cache
 from typing import Any
 
@@ -16,12 +18,39 @@ from worker.errors import CacheValueError, LoadFailed
 from worker.settings import settings
 
 _flights = Flights()
+#: Whether this thread or task loads in one of the places: a load that its loader asks for must not wait for another.
+_has_slot: ContextVar[bool] = ContextVar("holdfast_bypass_slot", default=False)
 
 
 @cache
 def slots() -> Slots:
     """Return the places for loads, as many as the setting cache_bypass_loads."""
     return Slots(settings().cache_bypass_loads)
+
+
+def take_slot(call: Call, until: float) -> Generator[Await, Any, Signal | None]:
+    """Wait for a place to load, until this time of the monotonic clock; None for a load inside one that has its place.
+
+    `give_slot` must follow. Raises `LoadFailed` when there is none in time.
+    """
+    if _has_slot.get():
+        return None
+    slot = slots().take()
+    try:
+        if not (yield Await(slot, until - time.monotonic())):
+            raise LoadFailed(f"{call.key}: no turn to load within {call.terms.max_wait_s:g} s", key=call.key, retry_after=1.0)
+    except BaseException:
+        slots().give(slot)
+        raise
+    _has_slot.set(True)
+    return slot
+
+
+def give_slot(slot: Signal | None) -> None:
+    """Give a place back; None for none."""
+    if slot is not None:
+        _has_slot.set(False)
+        slots().give(slot)
 
 
 def bypass_load(call: Call) -> Steps:
@@ -39,21 +68,19 @@ def bypass_load(call: Call) -> Steps:
     try:
         if before is not None:
             yield Await(before, until - time.monotonic())
-        slot = slots().take()
-        if not (yield Await(slot, until - time.monotonic())):
-            raise LoadFailed(f"{call.key}: no turn to load within {call.terms.max_wait_s:g} s", key=call.key, retry_after=1.0)
+        slot = yield from take_slot(call, until)
         _flights.begin(call.key, flight)
         call.counters.loads.inc()
-        flags, payload = outcome = call.codec.encode((yield from loaded_value(call)), call.key)
-        return call.codec.round_trip(flags, payload, call.key)
+        value = yield from loaded_value(call)
+        flags, payload = outcome = call.codec.encode(value, call.key)
+        return call.codec.round_trip(flags, payload, value, call.key)
     except BaseException as exc:
         outcome = exc
         if isinstance(exc, Exception) and not isinstance(exc, LoadFailed):
             call.counters.failed("load")
         raise
     finally:
-        if slot is not None:
-            slots().give(slot)
+        give_slot(slot)
         _flights.land(call.key, flight, outcome)
 
 

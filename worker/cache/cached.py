@@ -6,6 +6,7 @@ import functools
 import inspect
 import string
 from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
 from typing import Any, Generic, ParamSpec, TypeVar, get_type_hints
 
 import msgspec
@@ -23,6 +24,8 @@ R = TypeVar("R")
 
 #: Argument lists of which the key is remembered, for each function.
 _PLACES = 4096
+#: The key of arguments that come to no text at all, such as one that is ''; no part of a key is written so.
+_NOTHING = "%e"
 
 _loaders: dict[str, Cached[Any, Any]] = {}
 _refresher: list[Callable[[str, list[Any], str], None]] = []
@@ -56,6 +59,13 @@ class _Place:
         self.key, self.tags, self.args = key, tags, args
 
 
+class _Once(Exception):
+    """A place that must not be remembered for arguments that are equal to its own."""
+
+    def __init__(self, place: _Place) -> None:
+        self.place = place
+
+
 class Cached(Generic[P, R]):
     """A function read through a region; made by `cached`. Of an async function, all but `key` and `tags` are awaited."""
 
@@ -69,6 +79,7 @@ class Cached(Generic[P, R]):
         ttl: Any,
         warm: Iterable[tuple[Any, ...]] | Callable[[], Iterable[tuple[Any, ...]]] | None,
         by_job: bool,
+        check: Callable[..., object] | None,
     ) -> None:
         functools.update_wrapper(self, function)
         self.name, self.region = name, region
@@ -77,10 +88,11 @@ class Cached(Generic[P, R]):
         self._function: Callable[..., Any] = function
         self._signature = inspect.signature(function)
         self._template = _checked_template(name, template, self._signature)
-        self._tags, self._ttl, self._warm, self._by_job = tuple(tags), ttl, warm, by_job
+        self._tags, self._ttl, self._warm, self._by_job, self._check = tuple(tags), ttl, warm, by_job, check
         for tag in self._tags:
             _check_fields(name, f"tag {tag!r}", tag, self._signature)
-        self._remembered = functools.lru_cache(maxsize=_PLACES, typed=True)(self._find)
+        self._named = [one.name for one in self._signature.parameters.values() if one.kind is one.KEYWORD_ONLY]
+        self._remembered = functools.lru_cache(maxsize=_PLACES, typed=True)(self._find_lasting)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Return the cached value, or what the function returns. Raises as `Region.get_or_load`."""
@@ -115,7 +127,11 @@ class Cached(Generic[P, R]):
 
         Arguments are converted to the types the function declares. Raises `CacheKeyError` where that is not possible.
         """
-        return self._refresh(self._place(self._converted(args), {}), token)
+        return self._refresh(self._resumed(args), token)
+
+    def resumed_key(self, args: Sequence[Any]) -> str:
+        """Return the key of arguments that went through JSON, as `resume` takes them. Raises `CacheKeyError`."""
+        return self.region.key(self._resumed(args).key)
 
     def warm_plan(self) -> list[tuple[Any, ...]]:
         """Return the lists of arguments that are to be kept warm, as declared with `warm`."""
@@ -126,7 +142,8 @@ class Cached(Generic[P, R]):
         return self.region.refresh(place.key, self._loader(place), self._ttl, tags=place.tags, token=token)
 
     def _loader(self, place: _Place) -> Callable[[], Any]:
-        loader = _Bound(self._function, *place.args)
+        args, named = self._split(place.args)
+        loader = _Bound(self._function, *args, **named)
         if self._by_job and _refresher:
             loader.job = functools.partial(_refresher[0], self.name, list(place.args))
         return loader
@@ -134,23 +151,44 @@ class Cached(Generic[P, R]):
     def _place(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Place:
         try:
             return self._remembered(*args, **kwargs)
+        except _Once as found:
+            return found.place
         except TypeError:  # Not hashable, or not the function's arguments: the same way without a memory says which.
             return self._find(*args, **kwargs)
+
+    def _resumed(self, args: Sequence[Any]) -> _Place:
+        return self._place(*self._split(self._converted(args)))
+
+    def _split(self, args: tuple[Any, ...]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return arguments in the order of the parameters as the function takes them: by position, and by keyword alone."""
+        most = len(self._signature.parameters) - len(self._named)
+        return args[:most], dict(zip(self._named, args[most:], strict=False))
+
+    def _find_lasting(self, *args: Any, **kwargs: Any) -> _Place:
+        place = self._find(*args, **kwargs)
+        # One moment is equal to itself in another zone, though the function may tell it otherwise.
+        if any(isinstance(value, datetime) for value in place.args):
+            raise _Once(place)
+        return place
 
     def _find(self, *args: Any, **kwargs: Any) -> _Place:
         bound = self._signature.bind(*args, **kwargs)
         bound.apply_defaults()
         values = bound.arguments
+        if self._check is not None:
+            self._check(*bound.args, **bound.kwargs)
         try:
             parts = {name: part_text(value) for name, value in values.items()}
         except CacheKeyError as exc:
             raise CacheKeyError(f"{self.name}: {exc}") from None
         tags = tuple(tag.format_map(values) for tag in self._tags)
-        return _Place(self._template.format_map(parts), tags, tuple(values.values()))
+        return _Place(self._template.format_map(parts) or _NOTHING, tags, tuple(values.values()))
 
     def _converted(self, args: Sequence[Any]) -> tuple[Any, ...]:
         hints = _hints(self._function)
         wanted = [hints.get(name, Any) for name in self._signature.parameters]
+        if len(args) > len(wanted):
+            raise CacheKeyError(f"{self.name}: arguments {list(args)!r} do not fit it: it takes {len(wanted)}")
         try:
             return tuple(msgspec.convert(value, type, strict=False) for value, type in zip(args, wanted, strict=False))
         except msgspec.ValidationError as exc:
@@ -166,15 +204,17 @@ def cached(
     warm: Iterable[tuple[Any, ...]] | Callable[[], Iterable[tuple[Any, ...]]] | None = None,
     region: Region | AsyncRegion | None = None,
     refresh: str = "thread",
+    check: Callable[..., object] | None = None,
     **terms: Any,
 ) -> Callable[[Callable[P, R]], Cached[P, R]]:
     """Read a function, async or not, through the cache.
 
-    `key` and each of `tags` are text with the parameters in braces; every parameter must stand in the key, which is made of all
-    of them where it is not given. `ttl` and the further `terms` are those of `Region`, whose `type` is the function's return type
-    where it is not given; or `region` says where to keep the values. `name`, by default the function's full name, is how the
-    ranking of reads, the warmer and jobs call it. `warm` is the lists of arguments to keep warm, or a function that returns them.
-    `refresh="job"` sends early refreshes to a worker.
+    `key` and each of `tags` are text with the parameters in braces; every parameter must stand in the key, with a colon somewhere
+    between one and the next; it is made of all of them where it is not given. `check` is called with the arguments before the
+    cache is asked, and raises for those that nobody should ask with. `ttl` and the further `terms` are those of `Region`, whose
+    `type` is the function's return type where it is not given; or `region` says where to keep the values. `name`, by default the
+    function's full name, is how the ranking of reads, the warmer and jobs call it. `warm` is the lists of arguments to keep warm,
+    or a function that returns them. `refresh="job"` sends early refreshes to a worker.
 
         @cached(key="stats:{task}", ttl=30, tags=("task:{task}",), warm=[("mail.send",)])
         def stats(task: str) -> Stats: ...
@@ -192,7 +232,7 @@ def cached(
             raise CacheConfigError(f"{called}: tags={tags!r} is a str: give a tuple of str")
         where = _region_for(function, called, region, ttl, terms)
         lives = None if region is None or ttl is UNSET else seconds("ttl", ttl, above=True)
-        made = Cached(function, where, called, key, tags, lives, warm, refresh == "job")
+        made = Cached(function, where, called, key, tags, lives, warm, refresh == "job", check)
         known = _loaders.setdefault(called, made)
         if known.defined != made.defined:
             raise CacheConfigError(f"two functions are called {called!r}: give one of them another name=")
@@ -234,6 +274,10 @@ def _checked_template(name: str, template: str | None, signature: inspect.Signat
     missing = [parameter for parameter in parameters if parameter not in _check_fields(name, "key", template, signature)]
     if missing:
         raise CacheConfigError(f"{name}: key={template!r} lacks {', '.join(f'{{{one}}}' for one in missing)}")
+    # Colons within arguments are escaped, so that they divide the key; without one, ('1-2', '3') and ('1', '2-3') would be alike.
+    between = [text for text, field, _, _ in string.Formatter().parse(template) if field is not None][1:]
+    if any(":" not in text for text in between):
+        raise CacheConfigError(f"{name}: key={template!r}: put a colon between one parameter and the next")
     return template
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterable
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import msgspec
@@ -66,16 +68,58 @@ class Codec:
                 return self.plain(payload)
             if flags & NEGATIVE:
                 return None
-            return self.plain(zlib.decompress(payload))
+            return self.plain(inflated(payload, self._max_bytes))
         except (msgspec.MsgspecError, zlib.error, ValueError, TypeError, RecursionError) as exc:
             raise Undecodable(str(exc)) from exc
 
-    def round_trip(self, flags: int, payload: bytes, key: str) -> Any:
-        """Return what a reader will get for a payload just encoded. Raises `CacheValueError` where it does not fit the type."""
+    def round_trip(self, flags: int, payload: bytes, value: Any, key: str) -> Any:
+        """Return what a reader will get for a value just encoded.
+
+        Raises `CacheValueError` where that does not fit the type, or is another value: a secret that prints as stars, a field
+        that is left out, an object of a subclass.
+        """
         try:
-            return self.decode(flags, payload)
-        except Undecodable as exc:
+            read = self.decode(flags, payload)
+            came_back = is_same(value, read)
+        except (Undecodable, RecursionError) as exc:
             raise CacheValueError(f"{key}: the value does not fit {self.type!r}: {exc}") from exc
+        if not came_back:
+            raise CacheValueError(f"{key}: the {type(value).__name__} would come back as another value under type={self.type!r}")
+        return read
+
+
+def inflated(payload: bytes, most: int) -> bytes:
+    """Return what was compressed. Raises `Undecodable` for more than `most` bytes, before they are made, and when cut off."""
+    unpacker = zlib.decompressobj()
+    found = unpacker.decompress(payload, most + 1)
+    if not unpacker.eof or len(found) > most:
+        raise Undecodable(f"cut off, or more than {most} bytes")
+    return found
+
+
+def is_same(value: Any, read: Any) -> bool:
+    """Tell whether a value came back as it was; a tuple may be a list, and NaN equals itself."""
+    if value is read or value == read:
+        return True
+    if isinstance(value, list | tuple) and isinstance(read, list | tuple):
+        return len(value) == len(read) and all(map(is_same, value, read))
+    if isinstance(value, dict) and isinstance(read, dict):
+        return value.keys() == read.keys() and all(is_same(inner, read[key]) for key, inner in value.items())
+    if type(value) is not type(read):
+        return False
+    if isinstance(value, float):
+        return value != value and read != read
+    names = _fields_of(value)
+    return names is not None and all(is_same(getattr(value, name), getattr(read, name)) for name in names)
+
+
+def _fields_of(value: Any) -> Iterable[str] | None:
+    """Return the names of an object's fields, for one that does not know by itself what equals it; None when it has none."""
+    if isinstance(value, BaseModel):
+        return type(value).model_fields
+    if isinstance(value, msgspec.Struct):
+        return value.__struct_fields__
+    return [field.name for field in fields(value)] if is_dataclass(value) else None
 
 
 def _to_plain(value: Any) -> Any:

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from worker.cache.call import Call
-from worker.cache.codec import Codec
+from worker.cache.call import MISSING, Call
+from worker.cache.codec import Codec, Undecodable
 from worker.cache.local import LocalCache
-from worker.cache.names import each_once, full_key, seconds, tag_names
+from worker.cache.names import full_key, seconds, tag_names
 from worker.cache.terms import Counters, checked
-from worker.errors import CacheConfigError
+from worker.errors import CacheConfigError, CacheKeyError
 
 #: An argument that was not given; None is a value people pass by mistake.
 UNSET: Any = object()
 #: Seconds of a lease: with the moment it takes to notice its end, the next load begins within three of a holder's death.
 LEASE_S = 2.9
+#: Types given to reads whose codecs a region keeps: more are made by programs that would fill their memory.
+_MOST_CODECS = 1024
 
 
 class Declared:
@@ -35,6 +37,7 @@ class Declared:
         beta: float = 1.0,
         lease_s: Any = LEASE_S,
         max_wait_s: Any = 30.0,
+        max_back_off: Any = 15.0,
         max_bytes: int = 1_048_576,
         compress_over: int = 4096,
         local: LocalCache | None = None,
@@ -51,7 +54,7 @@ class Declared:
         self.name = name
         self.terms = checked(
             ttl=ttl, jitter=jitter, negative_ttl=negative_ttl, stale_while_revalidate=stale_while_revalidate,
-            max_stale=max_stale, beta=beta, lease_s=lease_s, max_wait_s=max_wait_s,
+            max_stale=max_stale, beta=beta, lease_s=lease_s, max_wait_s=max_wait_s, max_back_off=max_back_off,
         )  # fmt: skip
         self.local = local
         self.counters = Counters(name)
@@ -67,27 +70,55 @@ class Declared:
     def _codec_for(self, type: Any) -> Codec:
         return Codec(type, *self._limits)
 
+    def _codec_of(self, type: Any) -> Codec:
+        """Return the codec of a type given to a read; those of the last few are kept."""
+        codec = self._codecs.get(type)
+        if codec is None:
+            if len(self._codecs) >= _MOST_CODECS:
+                self._codecs = {}  # not emptied: another thread may be reading it
+            codec = self._codecs[type] = self._codec_for(type)
+        return codec
+
+    def _named(self, keys: Iterable[Any]) -> dict[Any, str]:
+        """Return keys once each, with their full names. Raises `CacheKeyError` for two that only Python takes for one."""
+        if isinstance(keys, str | bytes):
+            raise CacheKeyError(f"keys={keys!r} is a {type(keys).__name__}: give a list or tuple")
+        named: dict[Any, str] = {}
+        for key in keys:
+            full = self.key(key)
+            if named.setdefault(key, full) != full:
+                raise CacheKeyError(f"key={key!r} equals another of the keys, but is not the same: ask for one of them")
+        return named
+
     def _call(self, key: str, tags: Any, ttl: Any = None, type: Any = None) -> Call:
         """Return the question for a full key."""
-        codec = self._codec if type is None else self._codecs.get(type) or self._codecs.setdefault(type, self._codec_for(type))
+        if type is None:
+            codec, local = self._codec, self.local
+        else:
+            codec, local = self._codec_of(type), None  # the memory of the process keeps no types
         lives = self.terms.ttl if ttl is None else seconds("ttl", ttl, above=True)
-        return Call(key, tag_names(tags) if tags else (), lives, codec, self.terms, self.counters, self.local)
+        return Call(key, tag_names(tags) if tags else (), lives, codec, self.terms, self.counters, local)
 
     def _kept(self, full: str, tags: Any, type: Any) -> Any:
-        """Return what the memory of this process keeps, as flags and payload, or None."""
+        """Return the value that the memory of this process keeps, or `MISSING`; one asked for as another type is not there."""
         if self.local is None or type is not None:
-            return None
-        return self.local.get(full, tag_names(tags) if tags else ())
+            return MISSING
+        kept = self.local.get(full, tag_names(tags) if tags else ())
+        if kept is None:
+            return MISSING
+        try:
+            return self._codec.decode(*kept)
+        except Undecodable:  # kept by another region of this name, with another type
+            return MISSING
 
     def _many(self, keys: Iterable[Any], ttl: Any, tags: Any, type: Any) -> tuple[dict[Any, Any], dict[Any, Call]]:
         """Return what the memory of this process keeps of many keys, None for the others, and the questions for those."""
         found: dict[Any, Any] = {}
         calls: dict[Any, Call] = {}
-        for key in each_once(keys, "keys"):
-            full = self.key(key)
+        for key, full in self._named(keys).items():
             kept = self._kept(full, tags, type)
-            found[key] = None if kept is None else self._codec.decode(*kept)  # now, for the order
-            if kept is None:
+            found[key] = None if kept is MISSING else kept  # now, for the order
+            if kept is MISSING:
                 calls[key] = self._call(full, tags, ttl, type)
         self.counters.hits.inc(len(found) - len(calls))
         return found, calls

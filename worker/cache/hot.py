@@ -54,13 +54,13 @@ class Ranking:
 
     def count(self, name: str, args: tuple[Any, ...]) -> None:
         """Count a read that was drawn for the sample."""
-        counts = self._counts
+        counts, member = self._counts, (name, args)
         try:
-            counts[name, args] = counts.get((name, args), 0) + SAMPLE
+            known = counts.get(member, 0)
         except TypeError:
             return  # arguments that are no key
-        if len(counts) > _COUNTED:
-            self._counts = {}
+        if known or len(counts) < _COUNTED:
+            counts[member] = known + SAMPLE
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="holdfast-hot", daemon=True)
             self._thread.start()
@@ -105,14 +105,19 @@ def flush() -> None:
 
 
 def top(n: int) -> list[Hot]:
-    """Return the `n` most read, the first first. Raises `StoreUnavailable`."""
+    """Return the `n` most read, the first first, without members that are none of ours. Raises `StoreUnavailable`."""
     (rows,) = cache().ask([("ZREVRANGE", keys.cache_hot(), 0, n - 1, "WITHSCORES")]) if n > 0 else ([],)
     pairs = rows if rows and isinstance(rows[0], list) else list(zip(rows[::2], rows[1::2], strict=True))
-    found = []
-    for member, reads in pairs:
+    return [Hot(*read, float(reads)) for member, reads in pairs if (read := _read(member)) is not None]
+
+
+def _read(member: bytes) -> tuple[str, list[Any]] | None:
+    """Return a member as the name of its loader and the arguments, or None for what `_member` has not written."""
+    try:
         name, args = json.loads(member)
-        found.append(Hot(name, args, float(reads)))
-    return found
+    except (ValueError, TypeError, RecursionError):
+        return None
+    return (name, args) if isinstance(name, str) and isinstance(args, list) else None
 
 
 def decay(factor: float = 0.5) -> int:

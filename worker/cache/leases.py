@@ -17,6 +17,8 @@ _lease, _tag = script("cache_lease"), script("cache_tag")
 _CHANGED, GRANTED, HELD, FAILED, OTHER_TAGS = range(5)
 #: Least life of a tag's version in milliseconds: longer than most entries, so that it rarely needs prolonging.
 _TAG_MS = 86_400_000
+#: So many failures in a row that the back-off is the longest.
+_EVER = 17
 
 
 def new_lease(tags: Sequence[Tag], token: str | None = None) -> str:
@@ -24,15 +26,18 @@ def new_lease(tags: Sequence[Tag], token: str | None = None) -> str:
     return f"{token or os.urandom(TOKEN // 2).hex()}:{digest(tags)}"
 
 
-def try_lease(call: Call, lease: str, seen: bytes, take_over: bool) -> Generator[Ask, Any, list[Any]]:
-    """Ask for the lease and return what `cache_lease.lua` answers."""
-    (answer,) = yield from ask([lease_command(call, lease, seen, take_over)])
+def try_lease(call: Call, lease: str, seen: bytes, take_over: bool, after: str = "") -> Generator[Ask, Any, list[Any]]:
+    """Ask for the lease, also where the lease `after` stands, and return what `cache_lease.lua` answers."""
+    (answer,) = yield from ask([lease_command(call, lease, seen, take_over, after)])
     return list(answer)
 
 
-def lease_command(call: Call, lease: str, seen: bytes, take_over: bool = False) -> tuple[Any, ...]:
+def lease_command(call: Call, lease: str, seen: bytes, take_over: bool = False, after: str = "") -> tuple[Any, ...]:
     """Return the command that takes the lease, unless there is another entry than the one seen."""
-    return _lease.command([call.entry_key, call.lease_key], [lease, call.terms.lease_ms, seen, int(take_over)])
+    terms = call.terms
+    return _lease.command(
+        [call.entry_key, call.lease_key], [lease, terms.lease_ms, seen, int(take_over), after, terms.back_off_ms(_EVER)]
+    )
 
 
 def versions(tags: tuple[Tag, ...]) -> Generator[Ask, Any, tuple[Tag, ...]]:
@@ -51,9 +56,10 @@ def prolong(tags: Sequence[Tag], life_ms: int) -> list[tuple[Any, ...]]:
     return [_tag.command([keys.cache_tag(tag.name.decode())], [os.urandom(TOKEN // 2).hex(), life]) for tag in tags]
 
 
-def tags_now(call: Call) -> Generator[Ask, Any, tuple[Tag, ...]]:
-    """Read the versions of the tags the caller named."""
+def tags_now(call: Call) -> Generator[Ask, Any, tuple[tuple[Tag, ...], list[bytes]]]:
+    """Read the versions of the tags the caller named, and the server's time: seconds and microseconds."""
     if not call.tags:
-        return ()
-    (found,) = yield from ask([call.tags_command])
-    return tuple(map(Tag, call.tag_bytes, found))
+        (now,) = yield from ask([("TIME",)])
+        return (), now
+    now, found = yield from ask([("TIME",), call.tags_command])
+    return tuple(map(Tag, call.tag_bytes, found)), now

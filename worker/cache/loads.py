@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from worker.cache.call import MISSING, Call
@@ -12,14 +12,13 @@ from worker.cache.entry import NEGATIVE, Entry, Tag, build, pack_tags
 from worker.cache.leases import prolong
 from worker.cache.reads import EARLIEST, Seen, decoded
 from worker.cache.waits import AGAIN, FAILED, FILLED, waits
+from worker.errors import CacheValueError
 from worker.store import Lease, cache, keeper, script
 from worker.telemetry import log as logger_of
 
 logger = logger_of(__name__)
 _fill, _fail, _release = script("cache_fill"), script("cache_fail"), script("lease_release")
 
-#: Back-off after the first failed load in a row, in milliseconds; doubled with each to the most.
-_BACK_OFF_MS, _MOST_BACK_OFF_MS = 250, 15_000
 #: Milliseconds beyond its back-off for which a failure is remembered, so that the next one counts as one more in a row.
 REMEMBER_MS = 60_000
 #: Characters of an error that those who wait are told.
@@ -36,7 +35,7 @@ def load(call: Call, lease: str, tags: Sequence[Tag], failures: int, fallback: E
         loaded = yield from loaded_value(call)
         call.load_s = time.monotonic() - started
         flags, payload = call.codec.encode(loaded, call.key)
-        value = call.codec.round_trip(flags, payload, call.key)
+        value = call.codec.round_trip(flags, payload, loaded, call.key)
     except Exception as exc:
         keeper().remove(held)
         return (yield from _failed(call, lease, failures + 1, exc, fallback))
@@ -60,8 +59,15 @@ def loaded_value(call: Call) -> Steps:
     """Run the loader; one for many keys is asked for this one."""
     if call.of_many is None:
         return (yield Load())
-    found = yield Load((list(call.of_many),))
+    found = mapping(call, (yield Load((list(call.of_many),))))
     return found.get(call.of_many[0])
+
+
+def mapping(call: Call, found: Any) -> Mapping[Any, Any]:
+    """Return what a loader of many returned. Raises `CacheValueError` when that is no mapping."""
+    if not isinstance(found, Mapping):
+        raise CacheValueError(f"{call.key}: the loader of many returned a {type(found).__name__}: return a dict, by key")
+    return found
 
 
 def give_back(many: Sequence[tuple[Call, Lease]]) -> Generator[Ask, Any, None]:
@@ -146,7 +152,7 @@ def failing(call: Call, lease: str, failures: int, exc: Exception) -> tuple[list
     """Count a failed load, and return the commands that tell the fleet, with the life of the marker and the marker."""
     call.counters.failed("load")
     call.outcome = "failed"
-    back_off = min(_BACK_OFF_MS * 2 ** min(failures - 1, 16), _MOST_BACK_OFF_MS)
+    back_off = call.terms.back_off_ms(failures)
     text = f"{type(exc).__name__}: {exc}"[:_TOLD]
     marker = f"!{failures}:{REMEMBER_MS}:{text}".encode(errors="replace")
     life_ms = back_off + REMEMBER_MS

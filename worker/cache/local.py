@@ -82,7 +82,7 @@ class LocalCache:
             self._dropped.move_to_end(name)
             if len(self._dropped) > _REMEMBERED:
                 self._floor = self._dropped.popitem(last=False)[1]
-            if name[0] == "k":
+            if name[:1] == "k":
                 self._kept.pop(name[1:], None)
 
     def open(self) -> None:

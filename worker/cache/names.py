@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from datetime import date
+from datetime import date, datetime
 from functools import lru_cache
 from typing import Any
 from uuid import UUID
@@ -53,7 +53,9 @@ def part_text(part: Any) -> str:
     if isinstance(part, int | UUID):
         return str(int(part)) if isinstance(part, int) else str(part)
     if isinstance(part, date):
-        return part.isoformat().replace(":", "%3A")
+        # The second of two hours of one name, when clocks are put back, is only told by its fold.
+        again = "%2" if isinstance(part, datetime) and part.fold and part.tzinfo is None else ""
+        return part.isoformat().replace(":", "%3A") + again
     raise CacheKeyError(f"key part {part!r} is a {type(part).__name__}: give {ACCEPTED}")
 
 

@@ -11,7 +11,8 @@ from sqlalchemy.orm import Mapper, Session, lazyload
 from sqlalchemy.orm.util import AliasedInsp
 from sqlalchemy.sql import visitors
 
-from worker.cache.names import seconds
+from worker.cache.binds import alone, is_shared
+from worker.cache.names import each_once, seconds
 from worker.cache.noting import invalidate_in, touched
 from worker.cache.rows import (
     checked_identity,
@@ -42,8 +43,9 @@ def cached_get(session: Session, model: type[T], pk: Any, *, ttl: float) -> T | 
         book = cached_get(session, Book, 7, ttl=60)
 
     Columns that are loaded with the row come from the cache; relations and deferred columns load as ever when they are used. A
-    composite key is a tuple. What the session's transaction has changed itself is read by the session. Raises `CacheConfigError`
-    for a model that is not tracked or a `ttl` that is not positive, `CacheKeyError` for a primary key of another type.
+    composite key is a tuple. What the session's transaction has changed itself is read by the session, and so is all of a session
+    that renames schemas (`schema_translate_map`) or is on another database than Holdfast's. Raises `CacheConfigError` for a model
+    that is not tracked or a `ttl` that is not positive, `CacheKeyError` for a primary key of another type.
 
     **Guarantee:** after a commit that changed the row was invalidated, no caller anywhere gets the row as it was before. Until
     then, usually a millisecond and at most a second after the commit, the old row may be seen: decide nothing by it that another
@@ -54,11 +56,13 @@ def cached_get(session: Session, model: type[T], pk: Any, *, ttl: float) -> T | 
     identity = checked_identity(mapper, pk)
     tags = [rows_tag(name) for name in checked_tables(tables_of(mapper))]
     known = session.identity_map.get(mapper.identity_key_from_primary_key(identity))
-    own = touched(session)
-    own_write = row_key(mapper, identity) in own.keys or not own.tags.isdisjoint(tags)
-    if own_write or (known is not None and is_loaded(known, inspect(type(known)))):
-        return session.get(model, identity)
     bind = session.get_bind(mapper)
+    if (known is not None and is_loaded(known, inspect(type(known)))) or not is_shared(session, bind):
+        return session.get(model, identity)
+    _autoflush(session)
+    own = touched(session)
+    if row_key(mapper, identity) in own.keys or not own.tags.isdisjoint(tags):
+        return session.get(model, identity)
     row = region.get_or_load(
         parts_of(mapper, identity), lambda: _load_row(bind, mapper, identity), life, tags=tags, type=type_of(mapper)
     )
@@ -79,15 +83,20 @@ def cached_query(session: Session, statement: Any, *, key: Any, ttl: float, tags
     **Guarantee:** as `cached_get`.
     """
     life, plan = seconds("ttl", ttl, above=True), _plan_of(statement)
-    if session.autoflush and (session.new or session.dirty or session.deleted):
-        session.flush()
-    all_tags = [*plan.tags, *tags]
-    if touched(session).tags.isdisjoint(all_tags):
-        bind = session.get_bind(plan.mapper, clause=statement)
+    all_tags = [*plan.tags, *each_once(tags, "tags")]
+    _autoflush(session)
+    bind = session.get_bind(plan.mapper, clause=statement)
+    if touched(session).tags.isdisjoint(all_tags) and is_shared(session, bind, statement):
         rows = region.get_or_load(_query_key(key), lambda: plan.read(bind, statement), life, tags=all_tags, type=plan.rows)
     else:
         rows = plan.frozen(session.execute(statement))
     return rows if plan.mapper is None else [thaw(session, plan.mapper, row) for row in rows]
+
+
+def _autoflush(session: Session) -> None:
+    """Write what the session's instances have become, as a query would, so that it is known as the session's own."""
+    if session.autoflush and (session.new or session.dirty or session.deleted):
+        session.flush()
 
 
 def _query_key(key: Any) -> tuple[Any, ...]:
@@ -97,19 +106,9 @@ def _query_key(key: Any) -> tuple[Any, ...]:
 # ---- loading
 
 
-def _alone(bind: Engine | Connection) -> Session:
-    """Return a session for a loader, on a connection of its own.
-
-    Never the caller's: its transaction may read a snapshot (REPEATABLE READ) that is older than an invalidation which has been
-    carried out before this loader took its lease. The fill would be accepted, and put the old row back for a whole life. A
-    statement of its own sees what was committed before it began, and that is all the lease vouches for.
-    """
-    return Session(bind.engine.execution_options(isolation_level="AUTOCOMMIT"))
-
-
 def _load_row(bind: Engine | Connection, mapper: Mapper[Any], identity: Sequence[Any]) -> Any:
-    with _alone(bind) as alone:
-        instance = alone.get(mapper.base_mapper.class_, tuple(identity), options=[lazyload("*")])
+    with alone(bind) as session:
+        instance = session.get(mapper.base_mapper.class_, tuple(identity), options=[lazyload("*")])
         return None if instance is None else freeze(instance, mapper)
 
 
@@ -123,8 +122,8 @@ class _Plan(NamedTuple):
 
     def read(self, bind: Engine | Connection, statement: Any) -> list[Any]:
         """Run the statement on a connection of its own and return its rows as the cache holds them."""
-        with _alone(bind) as alone:
-            return self.frozen(alone.execute(statement))
+        with alone(bind) as session:
+            return self.frozen(session.execute(statement))
 
     def frozen(self, result: Any) -> list[Any]:
         """Return the rows of a result as the cache holds them."""

@@ -38,6 +38,9 @@ DELETE FROM cache_outbox WHERE id IN (
 RETURNING keys, tags
 """  # noqa: S608 - a constant put together from a constant
 
+#: What may be owed beside keys and tags, by what its keys begin with: a colon, as no region's do.
+_others: dict[str, Callable[[str], bool]] = {}
+
 _OWED = "SELECT count(*), extract(epoch FROM clock_timestamp() - min(created_at))::float8 FROM cache_outbox"
 
 
@@ -115,11 +118,22 @@ def carry_out(changes: Changes, strike_out: Callable[[], object]) -> None:
         logger.warning("an invalidation is left to the relay", error=repr(exc))
 
 
+def owe_also(prefix: str, act: Callable[[str], bool]) -> None:
+    """Let `act` carry out the keys that begin with `prefix`, a word between colons, each without it.
+
+    It tells whether Redis took it, and may be called more than once, also long after the transaction.
+    """
+    _others[prefix] = act
+
+
 def _forget(changes: Changes) -> bool:
     """Invalidate in pieces that the cache Redis answers well within its deadline; tell whether it took them all."""
-    keys, tags = list(changes.keys), list(changes.tags)
-    return all(invalidate(keys[at : at + _PIECE], ()) for at in range(0, len(keys), _PIECE)) and all(
-        invalidate((), tags[at : at + _PIECE]) for at in range(0, len(tags), _PIECE)
+    others = [(prefix, key) for key in changes.keys for prefix in _others if key.startswith(prefix)]
+    keys, tags = list(changes.keys.difference(key for _, key in others)), list(changes.tags)
+    return (
+        all(_others[prefix](key.removeprefix(prefix)) for prefix, key in others)
+        and all(invalidate(keys[at : at + _PIECE], ()) for at in range(0, len(keys), _PIECE))
+        and all(invalidate((), tags[at : at + _PIECE]) for at in range(0, len(tags), _PIECE))
     )
 
 
@@ -139,10 +153,11 @@ def carry_out_overdue(conn: psycopg.Connection[Any], most: int = BATCH) -> int:
         rows = conn.execute(_TAKE, (most,)).fetchall()
         changes = Changes()
         for keys, tags in rows:
-            try:
-                changes.add(keys, tags)
-            except CacheKeyError as exc:  # written by hand; nothing can be cached under it
-                logger.warning("an invalidation is dropped", error=str(exc))
+            for one in (*({"keys": [key]} for key in keys), *({"tags": [tag]} for tag in tags)):
+                try:
+                    changes.add(**one)
+                except CacheKeyError as exc:  # written by hand; nothing can be cached under it
+                    logger.warning("an invalidation is dropped", error=str(exc))
         if not _forget(changes):
             raise StoreUnavailable(f"Redis (cache) did not take {len(rows)} invalidations; they stay owed")
     return len(rows)

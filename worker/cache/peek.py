@@ -8,15 +8,19 @@ from typing import Any
 
 import msgspec
 
+from worker.cache.codec import Undecodable, inflated
 from worker.cache.entry import COMPRESSED, NEGATIVE, Entry
 from worker.store import cache, keys
+
+#: The longest value that is shown, in bytes: what claims to be longer is not unpacked.
+_MOST_BYTES = 64 * 2**20
 
 
 def describe(key: str) -> dict[str, Any] | None:
     """Return what is cached under a full key, as `Region.key` gives it; None for nothing. Raises `StoreUnavailable`.
 
-    Keys: `key`, `found` (`value`, `absence` or `unreadable`), `value` (as plain JSON types), `bytes`, `age_s`, `fresh_s` (what is
-    left of its ttl, negative past it), `left_s` (until it is gone), `load_s`, `tags` and whether they still `hold`.
+    Keys: `key`, `found` (`value`, `absence` or `unreadable`), `value` (plain JSON types and bytes), `bytes`, `age_s`, `fresh_s`
+    (left of its ttl, negative past it), `left_s` (until it is gone), `load_s`, `tags` and whether they still `hold`.
     """
     pttl, raw = cache().ask([("PTTL", keys.cache_entry(key)), ("GET", keys.cache_entry(key))])
     if raw is None:
@@ -26,7 +30,7 @@ def describe(key: str) -> dict[str, Any] | None:
         entry = Entry(raw, pttl)
         told.update(age_s=entry.age_ms / 1000, fresh_s=entry.left_ms / 1000, load_s=entry.load_ms / 1000, **_tags(entry))
         told.update(found="absence" if entry.flags & NEGATIVE else "value", value=_plain(entry))
-    except (ValueError, struct.error, zlib.error, msgspec.MsgspecError):
+    except (ValueError, struct.error, zlib.error, msgspec.MsgspecError, Undecodable):
         pass
     return told
 
@@ -40,5 +44,5 @@ def _tags(entry: Entry) -> dict[str, Any]:
 def _plain(entry: Entry) -> Any:
     if entry.flags & NEGATIVE:
         return None
-    payload = zlib.decompress(entry.payload) if entry.flags & COMPRESSED else entry.payload
-    return msgspec.to_builtins(msgspec.msgpack.decode(payload))
+    payload = inflated(entry.payload, _MOST_BYTES) if entry.flags & COMPRESSED else entry.payload
+    return msgspec.to_builtins(msgspec.msgpack.decode(payload), builtin_types=(bytes,))

@@ -64,13 +64,17 @@ def refresh_early(call: Call, job: Callable[[str], None] | None = None) -> Steps
 
 
 def refresh(call: Call, token: str | None = None) -> Steps:
-    """Load anew whatever is there, under the lease of this token if it still holds it, and report what the server then has."""
+    """Load anew whatever is there, and report what the server then has.
+
+    The lease of this token, if it still stands, makes way for a lease of its own: one that was invalidated is not revived by a
+    job that is delivered twice.
+    """
     try:
         before = yield from look_again(call)
         age = _age(before)
         tags = yield from versions(before.tags)
-        lease = new_lease(tags, token)
-        code, *rest = yield from try_lease(call, lease, before.id, True)
+        lease = new_lease(tags)
+        code, *rest = yield from try_lease(call, lease, before.id, True, new_lease(tags, token) if token else "")
         if code != GRANTED:
             outcome = "failed" if code == FAILED else "held"
             error = rest[1].split(b":", 2)[2].decode(errors="replace") if code == FAILED else ""

@@ -11,7 +11,7 @@ from worker.cache.bypass import bypass_load
 from worker.cache.call import MISSING, Call, Missing
 from worker.cache.declared import Declared
 from worker.cache.local import drop_everywhere
-from worker.cache.names import Key, each_once, tag_names
+from worker.cache.names import Key, each_once
 from worker.cache.refreshing import Refreshed, refresh, refresh_early
 from worker.cache.steps import miss
 from worker.cache.waits import waits
@@ -31,7 +31,8 @@ class Region(Declared):
     for `negative_ttl` seconds, 0 for not at all. Past its ttl, a value is given for `stale_while_revalidate` seconds while one
     caller of the fleet refreshes it in the background, and until `max_stale` seconds when the load fails. `beta` moves early
     refreshes: 0 for none, more than 1 for earlier. A load is one caller's for `lease_s` seconds, renewed while it runs; others
-    wait for it at most `max_wait_s`. Encoded values have at most `max_bytes`, and are compressed when over `compress_over`.
+    wait for it at most `max_wait_s`. After failed loads the next is tried later and later, at most `max_back_off` apart. Encoded
+    values have at most `max_bytes`, and are compressed when over `compress_over`.
 
         users = Region("user", ttl=60, type=User, stale_while_revalidate=30)
         user = users.get_or_load(user_id, lambda: load_user(user_id))
@@ -53,9 +54,9 @@ class Region(Declared):
         """
         full = self.key(key)
         kept = self._kept(full, tags, type)
-        if kept is not None:
+        if kept is not MISSING:
             self.counters.hits.inc()
-            return self._codec.decode(*kept)  # type: ignore[no-any-return]
+            return kept  # type: ignore[no-any-return]
         call = self._call(full, tags, ttl, type)
         try:
             seen = reads.look(call, cache().ask(reads.read_commands(call)))
@@ -74,9 +75,9 @@ class Region(Declared):
         """Return the cached value; `MISSING` when there is none or Redis is away, None when loaders are known to find nothing."""
         full = self.key(key)
         kept = self._kept(full, tags, type)
-        if kept is not None:
+        if kept is not MISSING:
             self.counters.hits.inc()
-            return self._codec.decode(*kept)
+            return kept
         call = self._call(full, tags, None, type)
         try:
             seen = reads.look(call, cache().ask(reads.read_commands(call)))
@@ -96,8 +97,9 @@ class Region(Declared):
         """Store a value just written; False when a newer `version` was written before, or Redis is away.
 
         `version` is a whole number below 2^53 that grows with each write of the record. Where every writer passes it, one that
-        was held up cannot put its older value over a newer one within the hour; an invalidation says no version, so let no
-        writer invalidate what others write through. Raises `CacheValueError`.
+        was held up cannot put its older value over a newer one within the hour, unless the server evicted the newer one's
+        version to make room; an invalidation says no version, so let no writer invalidate what others write through. Raises
+        `CacheValueError`.
         """
         writes.check_version(version)
         full = self.key(key)
@@ -170,7 +172,7 @@ def invalidate(full_keys: Iterable[str], tags: Iterable[str]) -> bool:
 
     False is counted; a caller that must not lose the invalidation tries again. Raises `CacheKeyError` for a wrong tag.
     """
-    names, under = each_once(full_keys, "full_keys"), tag_names(each_once(tags, "tags"))
+    names, under = each_once(full_keys, "full_keys"), writes.tags_to_forget(tags)
     try:
         if names or under:
             cache().ask(writes.invalidate_commands(names, under))

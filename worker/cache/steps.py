@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import time
 from collections.abc import Generator
 from typing import Any
@@ -92,8 +93,12 @@ def _heard(call: Call, seen: Seen, news: News | None) -> Any:
         return _spare(call, fallback_of(call, seen), int(left) - REMEMBER_MS, b"!" + marker)
     if not news.entry or schema_of(news.entry) != call.codec.schema:
         return MISSING
-    # It was loaded under the very tags this caller asked with: the lease it waited for names them.
-    entry = Entry(news.entry, 0)
+    try:
+        # It was loaded under the very tags this caller asked with: the lease it waited for names them.
+        entry = Entry(news.entry, 0)
+    except (ValueError, struct.error):
+        call.counters.failed("unreadable")
+        return MISSING
     return decoded(call, entry)
 
 

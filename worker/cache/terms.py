@@ -10,6 +10,9 @@ from worker import telemetry
 from worker.cache.names import seconds
 from worker.errors import CacheConfigError
 
+#: Back-off after the first failed load in a row, in milliseconds.
+_BACK_OFF_MS = 250
+
 
 class Counters:
     """The counters of one region, looked up once."""
@@ -42,6 +45,11 @@ class Terms:
     beta: float
     lease_ms: int
     max_wait_s: float
+    max_back_off: float
+
+    def back_off_ms(self, failures: int) -> int:
+        """Return for how long nobody loads after so many failed loads in a row, in milliseconds: doubled with each."""
+        return min(_BACK_OFF_MS << min(failures - 1, 16), round(1000 * self.max_back_off))
 
     def life_of(self, ttl: float, negative: bool) -> tuple[int, int]:
         """Return for how long a new entry is fresh and for how long it lives, in milliseconds.
@@ -65,6 +73,7 @@ def checked(
     beta: Any,
     lease_s: Any,
     max_wait_s: Any,
+    max_back_off: Any,
 ) -> Terms:
     """Return the terms. Raises `CacheConfigError` that names the argument, its value and what is accepted."""
     for name, value, most in (("jitter", jitter, 0.5), ("beta", beta, 100.0)):
@@ -79,4 +88,5 @@ def checked(
         beta=beta,
         lease_ms=round(1000 * seconds("lease_s", lease_s, least=0.1)),
         max_wait_s=seconds("max_wait_s", max_wait_s, above=True),
+        max_back_off=seconds("max_back_off", max_back_off, above=True),
     )

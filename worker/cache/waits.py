@@ -100,7 +100,7 @@ class Waits:
         """Wake who waits on this channel, or drop from memory what the fleet dropped."""
         if channel == keys.cache_drops():
             for local in list(self._locals):
-                local.drop(message.decode())
+                local.drop(message.decode(errors="replace"))
             return
         with self._lock:
             waiters = list(self._waiters.get(channel, ()))

@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from worker.cache import hot
@@ -13,6 +14,7 @@ from worker.cache.cached import Cached, loaders
 from worker.cache.peek import describe
 from worker.cache.refreshing import Refreshed
 from worker.errors import CacheKeyError, StoreUnavailable
+from worker.store import aio
 from worker.telemetry import log
 
 logger = log(__name__)
@@ -36,32 +38,33 @@ def warm(
     """
     done: list[Refreshed] = []
     spent_s = 0.0
-    for key, refresh in _candidates(most):
-        if len(done) >= most or spent_s >= budget_s or (done and done[-1].outcome == "away"):
-            break
-        if not _is_near(key, horizon_s):
-            continue
-        try:
-            report = refresh()
-        except CacheKeyError as exc:  # ranked before the function changed
-            logger.warning("arguments to keep warm do not fit their loader", key=key, error=str(exc))
-            continue
-        done.append(report)
-        spent_s += report.load_s
-        pause(report.load_s)
+    with _one_loop() as finished:
+        for key, refresh in _candidates(most):
+            if len(done) >= most or spent_s >= budget_s or (done and done[-1].outcome == "away"):
+                break
+            if not _is_near(key, horizon_s):
+                continue
+            try:
+                report = finished(refresh())
+            except CacheKeyError as exc:  # ranked before the function changed
+                logger.warning("arguments to keep warm do not fit their loader", key=key, error=str(exc))
+                continue
+            done.append(report)
+            spent_s += report.load_s
+            pause(report.load_s)
     for report in done:
         if not report.advanced and report.outcome != "held":
             logger.warning("a value was not warmed", key=report.key, outcome=report.outcome, error=report.error)
     return done
 
 
-def _candidates(most: int) -> Iterator[tuple[str, Callable[[], Refreshed]]]:
+def _candidates(most: int) -> Iterator[tuple[str, Callable[[], Any]]]:
     """Yield each key once with what refreshes it, the planned ones first."""
     seen: set[str] = set()
     for loader, args in (*_planned(), *_hottest(most)):
         try:
-            key = loader.key(*args)
-        except (CacheKeyError, TypeError) as exc:
+            key = loader.resumed_key(args)
+        except Exception as exc:  # whatever its check raises included
             logger.warning("arguments to keep warm do not fit their loader", loader=loader.name, error=str(exc))
             continue
         if key not in seen:
@@ -89,12 +92,31 @@ def _hottest(most: int) -> Iterator[tuple[Cached[Any, Any], Sequence[Any]]]:
             yield known[found.name], found.args
 
 
-def _refreshing(loader: Cached[Any, Any], args: Sequence[Any]) -> Callable[[], Refreshed]:
-    def refresh() -> Refreshed:
-        report = loader.resume(args)
-        return asyncio.run(report) if inspect.iscoroutine(report) else report  # type: ignore[no-any-return]
+def _refreshing(loader: Cached[Any, Any], args: Sequence[Any]) -> Callable[[], Any]:
+    def refresh() -> Any:
+        return loader.resume(args)
 
     return refresh
+
+
+@contextmanager
+def _one_loop() -> Iterator[Callable[[Any], Refreshed]]:
+    """Give what awaits a report where that is needed: all in one event loop, since its connections to Redis end with it."""
+    runner, used = asyncio.Runner(), False
+
+    def finished(report: Any) -> Refreshed:
+        nonlocal used
+        if not inspect.iscoroutine(report):
+            return report  # type: ignore[no-any-return]
+        used = True
+        return runner.run(report)  # type: ignore[no-any-return]
+
+    try:
+        yield finished
+    finally:
+        if used:
+            runner.run(aio.close())
+        runner.close()
 
 
 def _is_near(key: str, horizon_s: float) -> bool:

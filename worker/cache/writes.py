@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,9 @@ from worker.cache.call import Call
 from worker.cache.effects import Away, Steps, ask
 from worker.cache.entry import NEGATIVE, TOKEN, build
 from worker.cache.leases import prolong, tags_now, versions
+from worker.cache.names import each_once, tag_names
 from worker.errors import CacheValueError
+from worker.settings import settings
 from worker.store import keys, script
 
 #: Least life of a version in milliseconds: a writer that stalls between its commit and its write may be late by more than a ttl.
@@ -26,20 +29,28 @@ def check_version(version: Any) -> None:
 
 
 def put(call: Call, value: Any, version: int | None) -> Steps:
-    """Store a value that was written; tells whether it was, which a newer version or Redis being away prevents."""
+    """Store a value that was written; tells whether it was, which a newer version or Redis being away prevents.
+
+    What was told that it could not be stored is not stored later either, over what somebody has invalidated since.
+    """
     flags, payload = call.codec.encode(value, call.key)
-    call.codec.round_trip(flags, payload, call.key)
+    call.codec.round_trip(flags, payload, value, call.key)
     fresh_ms, life_ms = call.terms.life_of(call.ttl, bool(flags & NEGATIVE))
     try:
-        tags = yield from versions((yield from tags_now(call)))
+        named, now = yield from tags_now(call)
+        asked_at = time.monotonic()
+        tags = yield from versions(named)
         raw = build(
             os.urandom(TOKEN // 2).hex(), flags=flags, schema=call.codec.schema, fresh_ms=fresh_ms, life_ms=life_ms,
             load_ms=0, tags=tags, payload=payload,
         )  # fmt: skip
+        # Whoever sends it waits so long for the answer, so it is not stored after that.
+        wait_ms = settings().cache_timeout_ms + 1000 * (time.monotonic() - asked_at)
         command = _put.command(
             [call.entry_key, call.lease_key, keys.cache_version(call.key)],
-            [raw, life_ms, "" if version is None else version, keys.cache_drops(), call.key, max(life_ms, _VERSION_MS)],
-        )
+            [raw, life_ms, "" if version is None else version, keys.cache_drops(), call.key, max(life_ms, _VERSION_MS),
+             *now, wait_ms],
+        )  # fmt: skip
         answers = yield from ask([*prolong(tags, life_ms), command])
     except Away:
         call.counters.failed("not written")
@@ -61,3 +72,8 @@ def invalidate_commands(names: Sequence[str], tags: Sequence[str]) -> list[tuple
     for tag in tags:
         commands += [("DEL", keys.cache_tag(tag)), ("PUBLISH", drops, "t" + tag)]
     return commands
+
+
+def tags_to_forget(tags: Any) -> list[str]:
+    """Return the tags once each: as many as there are, for what bounds the tags of an entry is what its reads cost."""
+    return [name for tag in each_once(tags, "tags") for name in tag_names((tag,))]

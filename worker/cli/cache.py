@@ -9,7 +9,7 @@ import typer
 
 from worker.cli import options
 from worker.cli.exits import ExitCode
-from worker.cli.output import emit, log_to_stderr, note, record, table
+from worker.cli.output import emit, in_line, log_to_stderr, note, record, table
 from worker.cli.registry import load
 from worker.cli.services import services
 
@@ -59,9 +59,10 @@ def get(
 ) -> None:
     """Show what is cached under a key; exits with 1 when nothing is."""
     with services():
+        from worker.cache.names import full_key
         from worker.cache.peek import describe
 
-        found = describe(key)
+        found = describe(full_key("", key))
     if found is None:
         note(f"nothing is cached under {key!r}")
         raise typer.Exit(ExitCode.NO)
@@ -81,14 +82,15 @@ def invalidate(
         raise ValueError("which? give keys, or --tag")
     with services():
         from worker.cache import invalidate as forget
+        from worker.cache.names import full_key
         from worker.errors import StoreUnavailable
 
-        if not forget(keys or (), tags or ()):
+        if not forget([full_key("", key) for key in keys or ()], tags or ()):
             raise StoreUnavailable("Redis (cache) did not answer; nothing was forgotten for certain")
     for name in keys or ():
-        print(f"forgotten: {name}")
+        print(f"forgotten: {in_line(name)}")
     for name in tags or ():
-        print(f"forgotten: all under {name}")
+        print(f"forgotten: all under {in_line(name)}")
 
 
 @app.command("hot")
@@ -162,4 +164,4 @@ def _show(report: Report) -> None:
     for name, part in parts.items():
         print(f"{name}: {part.count:,}" + (f", {part.bytes:,} bytes" if part.count else ""))
         for key in part.keys:
-            print(f"  {key}")
+            print(f"  {in_line(key)}")

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Container, Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -34,8 +35,20 @@ def log_to_stderr() -> None:
 
 
 def emit(document: Any) -> None:
-    """Print one JSON document on stdout; moments are ISO 8601 in UTC."""
-    print(json.dumps(document, default=_plain, ensure_ascii=False, indent=2))
+    """Print one JSON document on stdout; moments are ISO 8601 in UTC, numbers for which JSON has no word are text."""
+    try:
+        text = json.dumps(document, default=_plain, ensure_ascii=False, indent=2, allow_nan=False)
+    except ValueError:
+        text = json.dumps(_worded(document), default=_plain, ensure_ascii=False, indent=2)
+    print(text)
+
+
+def _worded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _worded(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_worded(one) for one in value]
+    return str(value) if isinstance(value, float) and not isfinite(value) else value
 
 
 def _plain(value: Any) -> Any:
@@ -45,6 +58,8 @@ def _plain(value: Any) -> Any:
         return value.isoformat()
     if isinstance(value, timedelta):
         return value.total_seconds()
+    if isinstance(value, bytes):
+        return value.decode(errors="backslashreplace")
     return str(value)
 
 
@@ -89,7 +104,14 @@ def shown(value: Any) -> str:
         return f"{value.astimezone(UTC):%Y-%m-%d %H:%M:%S}"
     if isinstance(value, dict | list):
         return json.dumps(value, default=_plain, ensure_ascii=False)
+    if isinstance(value, bytes):
+        value = _plain(value)
     return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in str(value))
+
+
+def in_line(value: Any) -> str:
+    """Return a value as `shown`, on one line whatever it holds."""
+    return shown(value).replace("\n", "\\n").replace("\t", "\\t")
 
 
 def console() -> Console:

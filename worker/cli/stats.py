@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from worker.cli import options
-from worker.cli.output import console, emit, log_to_stderr, table
+from worker.cli.exits import ExitCode
+from worker.cli.output import console, emit, log_to_stderr, note, table
 from worker.cli.services import services
 
 if TYPE_CHECKING:
@@ -33,19 +34,35 @@ def stats(
     fresh: Annotated[bool, typer.Option("--fresh", help="Count anew, not what the cache knows.")] = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Show what ended lately, how long it ran, and what waits; counted every half minute at most, however many look."""
+    """Show what ended lately, how long it ran, and what waits; counted every half minute at most, however many look.
+
+    Exits with 1 when `--fresh` could not count anew, and what is shown is older.
+    """
     log_to_stderr()
     with services():
         from worker.ledger import statistics
 
-        if fresh:
-            statistics.activity.refresh(hours)
-            statistics.backlog.refresh()
+        failed = fresh and not _count_anew(hours)
         activity, backlog = statistics.activity(hours), statistics.backlog()
     if as_json:
         emit(_document(activity, backlog))
     else:
         _show(activity, backlog)
+    if failed:
+        raise typer.Exit(ExitCode.NO)
+
+
+def _count_anew(hours: int) -> bool:
+    """Count now, and say where what is shown may be older all the same; tell whether that is for no failure."""
+    from worker.ledger import statistics
+
+    reports = [statistics.activity.refresh(hours), statistics.backlog.refresh()]
+    for report in reports:
+        if report.outcome == "failed":
+            note(f"{report.key} could not be counted anew: {report.error}")
+        elif report.outcome == "held":
+            note(f"{report.key} is just being counted by somebody else")
+    return all(report.outcome != "failed" for report in reports)
 
 
 def _document(activity: Activity, backlog: Backlog) -> dict[str, Any]:

@@ -73,6 +73,9 @@ class LedgerBackend(ChordRows):
                     self._return_part(conn, request, state, encoded)
         if keep and run.successor is None:
             self._write_through(task_id, text)
+        elif run.successor is not None:
+            self._renew_standing(task_id)
+        # The end of a job without a result is seen within a second: to tell it would slow each such job for hardly anybody.
 
     def mark_as_failure(
         self,

@@ -75,13 +75,19 @@ class KeptResults(KeyValueStoreBackend):  # type: ignore[misc]
         """Wake whoever watches a running job; the news is not kept, since the job's row tells it for as long as it is true."""
         results.status.invalidate(task_id)
         try:
-            with cache().use() as client:
-                client.publish(keys.result(task_id), self.encode(self._meta(task_id, meta, state, None, None)))
+            cache().ask([("PUBLISH", keys.result(task_id), self.encode(self._meta(task_id, meta, state, None, None)))])
         except StoreUnavailable:
             OUTAGES.labels("results", "nobody woken").inc()
 
     def _write_through(self, task_id: str, text: str) -> None:
         self.set(keys.result(task_id), text)
+
+    def _renew_standing(self, task_id: str) -> None:
+        """Let the next who asks look how a job stands now; nobody waits for that."""
+        try:
+            cache().tell(results.renewing(task_id))
+        except StoreUnavailable:
+            OUTAGES.labels("results", "not written through").inc()
 
     def get(self, key: Any) -> Any:
         """Return the value of a key, from Postgres when Redis does not have it."""
@@ -107,8 +113,8 @@ class KeptResults(KeyValueStoreBackend):  # type: ignore[misc]
 
     def _from_cache(self, names: list[str]) -> list[Any]:
         try:
-            with cache().use() as client:
-                return [None if _is_replayed(value) else value for value in client.mget(names)]
+            (values,) = cache().ask([("MGET", *names)])
+            return [None if _is_replayed(value) else value for value in values]
         except StoreUnavailable:
             OUTAGES.labels("results", "read from postgres").inc()
             return [None] * len(names)
@@ -133,8 +139,7 @@ class KeptResults(KeyValueStoreBackend):  # type: ignore[misc]
 
     def _fill(self, job_id: str, text: bytes) -> None:
         try:
-            with cache().use() as client:
-                client.set(keys.result(job_id), text, ex=settings().result_ttl_s, nx=True)
+            cache().ask([("SET", keys.result(job_id), text, "EX", settings().result_ttl_s, "NX")])
         except StoreUnavailable:
             OUTAGES.labels("results", "not filled").inc()
 
@@ -149,8 +154,7 @@ class KeptResults(KeyValueStoreBackend):  # type: ignore[misc]
     def delete(self, key: Any) -> None:
         """Forget a key in Redis."""
         try:
-            with cache().use() as client:
-                client.delete(key)
+            cache().ask([("DEL", key)])
         except StoreUnavailable:
             OUTAGES.labels("results", "not deleted").inc()
 

@@ -20,7 +20,7 @@ from worker.cache import outbox
 from worker.db import statement
 from worker.engine.application import Holdfast
 from worker.errors import InvalidJob, LedgerUnavailable, StoreUnavailable
-from worker.ledger import accept, adopt, dispatch, nodes
+from worker.ledger import accept, adopt, dispatch, manage, nodes
 from worker.ledger.adopt import Unsound
 from worker.ledger.message import NewJob, fault_of, sent_ms
 from worker.ledger.publish import Sendable, current_epoch, publish, room
@@ -32,6 +32,9 @@ from worker.telemetry import OUTAGES, RELAYED, log
 logger = log(__name__)
 
 T = TypeVar("T")
+
+#: It says what the outbox may owe beside keys and tags.
+_ = manage
 
 #: Seconds between two looks for what a quick round does not see.
 _EXPIRE_S = 1.0

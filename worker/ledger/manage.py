@@ -94,6 +94,9 @@ _QUEUE_ROWS = 'SELECT name, paused, "window" FROM queues'
 
 #: Seconds for which a job's old result is kept out once the job lives again; who fills it in has read it long before.
 _HIDDEN_S = 60
+#: What the outbox owes when Redis was away as a job was replayed. Done late, even after the job has ended anew, it does no harm:
+#: until it is over the job's row is asked.
+_HIDE = ":hide:"
 
 
 class QueueSettings(TypedDict):
@@ -210,11 +213,12 @@ def replay(conn: psycopg.Connection[Any], job_id: str) -> None:
         if conn.execute(_REPLAY, (job_id,)).fetchone() is None:
             raise InvalidJob(f"job {job_id!r} lives again already", job_id=job_id)
         changes.add(keys=[results.status.key(job_id)])
-        _hide_result(job_id)
+        if not _hide_result(job_id):
+            changes.add(keys=[_HIDE + job_id])
 
 
-def _hide_result(job_id: str) -> None:
-    """Put a word in the place of a job's old result, before the job lives again.
+def _hide_result(job_id: str) -> bool:
+    """Put a word in the place of a job's old result, before the job lives again; tell whether Redis took it.
 
     Deleted, the place would be free for whoever has just read the old result in Postgres and is about to fill it in: it would
     stand there until the job ends anew. Its row is asked while this stands, and tells the same in the end.
@@ -224,7 +228,12 @@ def _hide_result(job_id: str) -> None:
         with cache().use() as client:
             client.set(keys.result(job_id), json.dumps(told), ex=_HIDDEN_S)
     except StoreUnavailable:
-        OUTAGES.labels("results", "not deleted").inc()
+        OUTAGES.labels("results", "not hidden").inc()
+        return False
+    return True
+
+
+outbox.owe_also(_HIDE, _hide_result)
 
 
 def set_paused(conn: psycopg.Connection[Any], queue: str, paused: bool) -> None:

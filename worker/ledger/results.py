@@ -10,10 +10,12 @@ import psycopg
 
 from models import JobState
 from worker.cache import Region
+from worker.store import keys
 
 #: How jobs stand that have no result in Redis, as the text that Celery's clients read. However many ask for one job, Postgres is
-#: asked once a second; what its attempt tells, and its end, is there at once. Without a limit of size, as the results are.
-status = Region("status", ttl=1.0, type=bytes, negative_ttl=1.0, max_bytes=2**29)
+#: asked once a second; what its attempt tells, and its end, is there at once. Without a limit of size, as the results are, and
+#: tried again a second after an outage of Postgres, during which each who asks looks for himself.
+status = Region("status", ttl=1.0, type=bytes, negative_ttl=1.0, max_bytes=2**29, max_back_off=1.0)
 
 #: How each state is called by Celery.
 CELERY_STATUS = {
@@ -59,6 +61,13 @@ def read(conn: psycopg.Connection[Any], job_ids: list[str]) -> list[Row]:
     """Return what is known of these jobs; unknown ids are left out."""
     rows = conn.execute(_READ, {"ids": job_ids}).fetchall()
     return [Row(row[0], JobState(row[1]), *row[2:]) for row in rows]
+
+
+def renewing(job_id: str) -> list[tuple[Any, ...]]:
+    """Return the commands that let `status` be read anew, without scripts: for those who do not wait for the answer."""
+    key = status.key(job_id)
+    entry = keys.cache_entry(key)
+    return [("DEL", entry, keys.cache_lease(key)), ("PUBLISH", entry, "d")]
 
 
 def forget(conn: psycopg.Connection[Any], job_id: str) -> None:

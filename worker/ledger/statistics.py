@@ -24,11 +24,12 @@ _LIMIT_S = 60
 _AGGREGATE = ("SET LOCAL enable_seqscan = on", f"SET LOCAL statement_timeout = '{_LIMIT_S}s'")
 
 #: By task and hour, and, with no hour, by task. The time of a run is that of its last attempt.
+#: Rows written by SQL may hold moments without an end, which are no figures.
 _ACTIVITY = """
 SELECT task, date_trunc('hour', finished_at, 'UTC') AS hour, count(*),
        count(*) FILTER (WHERE state = 'succeeded'), count(*) FILTER (WHERE state IN ('failed', 'discarded')),
        percentile_cont(ARRAY[0.5, 0.95]) WITHIN GROUP (ORDER BY extract(epoch FROM finished_at - claimed_at)::float8)
-         FILTER (WHERE claimed_at IS NOT NULL AND state IN ('succeeded', 'failed'))
+         FILTER (WHERE isfinite(claimed_at) AND state IN ('succeeded', 'failed'))
   FROM job_history
  WHERE finished_at >= date_trunc('hour', now(), 'UTC') - (%(hours)s - 1) * interval '1 hour' AND finished_at < now()
  GROUP BY GROUPING SETS ((task, date_trunc('hour', finished_at, 'UTC')), (task))
@@ -37,7 +38,7 @@ SELECT task, date_trunc('hour', finished_at, 'UTC') AS hour, count(*),
 _BACKLOG = """
 SELECT queue, coalesce(q.paused, false), count(*) FILTER (WHERE waits), count(*) FILTER (WHERE state = 'running'),
        count(*) FILTER (WHERE NOT waits AND state = 'scheduled'),
-       extract(epoch FROM now() - min(available_at) FILTER (WHERE waits))::float8
+       extract(epoch FROM now() - min(available_at) FILTER (WHERE waits AND isfinite(available_at)))::float8
   FROM (SELECT queue, state, available_at, state = 'queued' OR state = 'scheduled' AND available_at <= now() AS waits
           FROM jobs) AS living
   LEFT JOIN queues q ON q.name = queue
@@ -94,16 +95,19 @@ class Backlog(msgspec.Struct, frozen=True):
     queues: list[QueueBacklog]
 
 
+def _check_hours(hours: int) -> None:
+    if not 1 <= hours <= MOST_HOURS:
+        raise ValueError(f"hours {hours!r}: must be from 1 to {MOST_HOURS}")
+
+
 @cached(ttl=30.0, stale_while_revalidate=600.0, max_stale=3600.0, tags=("statistics",),
-        name="statistics.activity", warm=[(HOURS,)])  # fmt: skip
+        name="statistics.activity", warm=[(HOURS,)], check=_check_hours)  # fmt: skip
 def activity(hours: int = HOURS) -> Activity:
     """Return throughput, failures and run times of the last hours, the current one included, by task.
 
     Counted anew every half minute at most, and in the background: who asks first after a quiet time is told what was known, up to
     ten minutes old, and up to an hour while Postgres is away; `at` says how old. Raises `ValueError` for hours out of range.
     """
-    if not 1 <= hours <= MOST_HOURS:
-        raise ValueError(f"hours {hours!r}: must be from 1 to {MOST_HOURS}")
     return repeatable(lambda conn: _count_activity(conn, hours))
 
 

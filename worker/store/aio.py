@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -26,7 +28,7 @@ class AsyncRole:
         self.breaker = Breaker(name)
         self._turns = asyncio.Semaphore(ASKING)
         self._timeout_s = timeout_s
-        #: Connections that nobody has borrowed; the pool only makes them, since what it does to lend one costs as much as a command.
+        #: Connections that nobody has borrowed; the pool only makes them: to lend one costs it as much as a command.
         self._idle: list[Any] = []
         self._pool = redis.asyncio.ConnectionPool.from_url(
             url,
@@ -92,6 +94,14 @@ class AsyncRole:
         while self._idle:
             await self._idle.pop().disconnect()
 
+    def abandon(self) -> None:
+        """Close the connections of an event loop that is closed, in which nothing can be awaited any more."""
+        while self._idle:
+            writer = self._idle.pop()._writer
+            if writer is not None:
+                with suppress(OSError):
+                    writer.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
+
 
 async def _answer(connection: Any) -> Any:
     try:
@@ -108,6 +118,15 @@ def cache() -> AsyncRole:
     loop = asyncio.get_running_loop()
     role = _roles.get(loop)
     if role is None:
+        for ended in [other for other in _roles if other.is_closed()]:
+            _roles.pop(ended).abandon()  # it would keep its loop, and its loop it
         conf = settings()
         role = _roles[loop] = AsyncRole("cache", conf.cache_url, conf.cache_timeout_ms / 1000)
     return role
+
+
+async def close() -> None:
+    """Close the connections of the running event loop, which is about to end."""
+    role = _roles.pop(asyncio.get_running_loop(), None)
+    if role is not None:
+        await role.close()

@@ -25,6 +25,8 @@ Command = tuple[Any, ...]
 #: Threads of one process that ask one server at a time. More would only queue in the server, where it counts against their
 #: deadline, and a hundred that start together would need a hundred connections first.
 ASKING = 8
+#: Connections that are kept open for the next borrowers.
+IDLE = 4 * ASKING
 
 
 class _OneConnection(redis.ConnectionPool):
@@ -133,14 +135,14 @@ class _Loan:
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None) -> None:
         role = self._role
-        if exc is None and not self._probe:
+        if exc is None and not self._probe and len(role.idle) < IDLE:
             role.idle.append(self._client)
             return
         found = role.breaker.passed(self._probe, exc)
         if exc is not None and found is None:
             # The answer to an interrupted command must not be taken for that to the next one.
             self._client.connection_pool.disconnect()
-        role.idle.append(self._client)
+        role.take_back(self._client)
         if found is not None:
             raise found from exc
 
@@ -174,6 +176,13 @@ class Role:
             client_name=f"holdfast-{self.name}",
         )
         return Client(connection_pool=pool)
+
+    def take_back(self, client: Client) -> None:
+        """Keep a client that was lent for the next borrower; what a rush has left beyond a few is closed."""
+        if len(self.idle) < IDLE:
+            self.idle.append(client)
+        else:
+            client.connection_pool.disconnect()
 
     def pubsub(self) -> redis.client.PubSub:
         """Return a subscriber with a connection of its own, to be worked with inside `use`, which translates its errors."""

@@ -15,6 +15,9 @@ import redis
 
 from worker.errors import HoldfastError
 from worker.store.client import Role
+from worker.telemetry import log
+
+logger = log(__name__)
 
 #: Seconds of silence after which the server is asked whether it is still there, and after which, if it says nothing, it is not.
 PING_S = 1.0
@@ -59,9 +62,10 @@ class Listener:
         with self._lock:
             self._wanted[channel] = self._wanted.get(channel, 0) + 1
             self._news.add(channel)
-            if self._thread is None:
-                self._bell = os.pipe()
-                os.set_blocking(self._bell[1], False)
+            if self._thread is None or not self._thread.is_alive():
+                if self._thread is None:
+                    self._bell = os.pipe()
+                    os.set_blocking(self._bell[1], False)
                 self._thread = threading.Thread(target=self._run, name="holdfast-listener", daemon=True)
                 self._thread.start()
             self._ring()
@@ -82,9 +86,12 @@ class Listener:
         while True:
             try:
                 self._listen()
-            except (HoldfastError, redis.exceptions.RedisError, OSError, RuntimeError):
+            except (HoldfastError, redis.exceptions.RedisError, OSError):
                 self._ear.deaf()
-                time.sleep(AGAIN_S)
+            except Exception:  # whatever it is: a thread that ended would leave everybody deaf who believes to hear
+                logger.exception("a listener failed; it begins anew")
+                self._ear.deaf()
+            time.sleep(AGAIN_S)
 
     def _listen(self) -> None:
         client: redis.Redis = self._role().client()
@@ -95,8 +102,7 @@ class Listener:
         try:
             while True:
                 self._follow_wishes(pubsub)
-                sockets = [bell, pubsub.connection._sock] if self._hears else [bell]
-                ready, _, _ = select.select(sockets, [], [], PING_S if self._hears else None)
+                ready = _readable([bell, pubsub.connection._sock.fileno()], PING_S) if self._hears else _readable([bell], None)
                 if bell in ready:
                     os.read(bell, 4096)
                 if not self._hears or self._drain(pubsub):
@@ -144,3 +150,11 @@ class Listener:
             del self._pending[channel]
             if channel in self._hears:
                 self._ear.listening(channel)
+
+
+def _readable(descriptors: list[int], seconds: float | None) -> set[int]:
+    """Return which of these have something to read, or were closed, waiting for one at most so long."""
+    poller = select.poll()  # unlike `select`, it takes descriptors beyond 1023
+    for descriptor in descriptors:
+        poller.register(descriptor, select.POLLIN)
+    return {descriptor for descriptor, _ in poller.poll(None if seconds is None else 1000 * seconds)}

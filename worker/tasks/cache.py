@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -22,11 +23,11 @@ _ = statistics
 @app.task(name="cache.warm")  # type: ignore[untyped-decorator]
 def warm_up(most: int = MOST, budget_s: float = BUDGET_S) -> list[dict[str, Any]]:
     """Refresh the planned and the hottest values that would soon be out of date; return what came of each, by key."""
-    done = warm(most=most, budget_s=budget_s)
     try:
-        hot.decay(_DECAY)
-    except StoreUnavailable:
-        pass  # nobody reads it either
+        done = warm(most=most, budget_s=budget_s)
+    finally:
+        with suppress(StoreUnavailable):  # then nobody reads it either
+            hot.decay(_DECAY)
     return [asdict(report) for report in done]
 
 
