@@ -7,6 +7,7 @@ from typing import Any
 from kombu.entity import Queue
 
 from worker.cache import set_refresher
+from worker.cache.declared import LEASE_S
 from worker.engine import signals as _signals
 from worker.engine.application import Holdfast
 from worker.engine.bulk import enqueue_many
@@ -15,9 +16,6 @@ from worker.ledger import enqueue_in
 from worker.settings import read_settings
 
 __all__ = ["app", "enqueue_in", "enqueue_many"]
-
-#: Seconds in which a job that refreshes a cached value must begin: the usual lease. Its next reader sends another.
-_REFRESH_S = 3.0
 
 
 def defaults() -> dict[str, Any]:
@@ -56,8 +54,8 @@ app.steps["worker"].add(PoolWatch)
 
 
 def _refresh_by_job(name: str, args: list[Any], token: str) -> None:
-    """Send what refreshes a cached value; one that no worker got to while its lease held is let go."""
-    app.send_task("cache.refresh", (name, args, token), durable=False, expires=_REFRESH_S)
+    """Send what refreshes a cached value; its next reader sends another when no worker got to it within the usual lease."""
+    app.send_task("cache.refresh", (name, args, token), durable=False, expires=LEASE_S)
 
 
 set_refresher(_refresh_by_job)

@@ -7,6 +7,7 @@ import inspect
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from worker.cache import hot
@@ -69,7 +70,7 @@ def _candidates(most: int) -> Iterator[tuple[str, Callable[[], Any]]]:
             continue
         if key not in seen:
             seen.add(key)
-            yield key, _refreshing(loader, args)
+            yield key, partial(loader.resume, args)
 
 
 def _planned() -> Iterator[tuple[Cached[Any, Any], Sequence[Any]]]:
@@ -90,13 +91,6 @@ def _hottest(most: int) -> Iterator[tuple[Cached[Any, Any], Sequence[Any]]]:
     for found in ranked:
         if found.name in known:  # otherwise another program's, whose workers warm it
             yield known[found.name], found.args
-
-
-def _refreshing(loader: Cached[Any, Any], args: Sequence[Any]) -> Callable[[], Any]:
-    def refresh() -> Any:
-        return loader.resume(args)
-
-    return refresh
 
 
 @contextmanager

@@ -69,8 +69,6 @@ def _own_options(task: Task) -> dict[str, Any]:
 
 
 def _call(index: int, row: Sequence[Any] | Mapping[str, Any]) -> tuple[Sequence[Any], Mapping[str, Any]]:
-    if isinstance(row, list | tuple):
-        return tuple(row), {}
     if isinstance(row, Mapping):
         return (), dict(row)
     if isinstance(row, Sequence) and not isinstance(row, str | bytes):

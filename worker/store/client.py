@@ -1,4 +1,4 @@
-"""The two Redis roles: clients that are lent, errors in our words, and a breaker that spares callers a dead server."""
+"""The two Redis roles, and the clients they lend to one thread at a time."""
 
 from __future__ import annotations
 
