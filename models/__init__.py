@@ -7,8 +7,10 @@ from models.chord import Chord, ChordPart
 from models.effect import Effect
 from models.job import ACTIVE_STATES, FINAL_STATES, HISTORY_COLUMNS, Job, JobHistory, JobState
 from models.job_key import JobKey
+from models.limit_policy import LimitPolicy
 from models.queue import Queue
 from models.schedule import Schedule
+from models.usage import Usage, UsageReservation
 from models.worker_node import WorkerNode
 
 __all__ = [
@@ -20,6 +22,8 @@ __all__ = [
     "Queue", "Schedule", "WorkerNode",
     # the cache
     "CacheOutbox",
+    # limits and what was spent
+    "LimitPolicy", "Usage", "UsageReservation",
     # for migrations
     "Base",
 ]  # fmt: skip

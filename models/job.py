@@ -65,6 +65,8 @@ class _JobColumns:
     expires_at: Mapped[Moment | None]
     started_at: Mapped[Moment | None]
     claimed_at: Mapped[Moment | None]
+    #: The line it waits in: its limits and their keys, as JSON; null where nothing limits it.
+    gate: Mapped[Key | None]
 
 
 class Job(_JobColumns, Base):
@@ -85,9 +87,11 @@ class Job(_JobColumns, Base):
         CheckConstraint(_one_of(ACTIVE_STATES), name="state"),
         CheckConstraint("priority BETWEEN 0 AND 9", name="priority"),
         CheckConstraint("state <> 'running' OR (claim_token IS NOT NULL AND claimed_at IS NOT NULL)", name="claim"),
-        # What the relay sends next, in order.
+        # What the relay sends next, in order: of what nothing limits, and of each line.
         Index("jobs_due_ix", "queue", "priority", "available_at", "id",
-              postgresql_where=text("dispatch_epoch IS NULL AND state IN ('scheduled', 'queued')")),
+              postgresql_where=text("gate IS NULL AND dispatch_epoch IS NULL AND state IN ('scheduled', 'queued')")),
+        Index("jobs_gated_ix", "queue", "gate", "priority", "available_at", "id",
+              postgresql_where=text("gate IS NOT NULL AND dispatch_epoch IS NULL AND state IN ('scheduled', 'queued')")),
         # What was sent and not yet claimed, oldest first, for the audit.
         Index("jobs_sent_ix", "dispatched_at", postgresql_where=text("dispatch_epoch IS NOT NULL AND state = 'queued'")),
         Index("jobs_running_ix", "worker_id", postgresql_where=text("state = 'running'")),

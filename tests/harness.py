@@ -112,7 +112,7 @@ def redis_programs() -> dict[str, str]:
 def forget() -> None:
     """Make this process read its settings anew and connect anew: closes and drops what it has cached."""
     from worker import db
-    from worker.ledger import publish
+    from worker.ledger import limits, publish
     from worker.settings import settings
     from worker.store import client
 
@@ -120,10 +120,11 @@ def forget() -> None:
         if engine.cache_info().currsize:
             engine().dispose()
         engine.cache_clear()
-    for role in (client.coordination, client.cache):
+    for role in (client.coordination, client.limits, client.cache):
         if role.cache_info().currsize:
             role().close()
         role.cache_clear()
+    limits.look_again()
     publish._seen_epoch = ("", 0.0)
     publish._full_until.clear()
     settings.cache_clear()

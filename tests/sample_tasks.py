@@ -360,3 +360,21 @@ def _wait_for(path: str, timeout: float = 20.0) -> None:
         if time.monotonic() > deadline:
             raise TimeoutError(f"{path} did not come")
         time.sleep(0.02)
+
+
+@app.task(limits=["tenant:{kwargs[tenant]} 20/second"])
+def metered(tenant: str, number: int = 0) -> int:
+    return number
+
+
+@app.task(limits=["crowd:{args[0]} 2 concurrent lease 2s"])
+def crowd(name: str, seconds: float) -> list[float]:
+    """Work in a crowd of two at most; tell from when to when."""
+    start = time.time()
+    time.sleep(seconds)
+    return [start, time.time()]
+
+
+@app.task(limits=["narrow:{args[0]} 2 concurrent lease 2s"])
+def narrow(name: str) -> str:
+    return name

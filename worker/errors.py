@@ -28,6 +28,18 @@
     │   ├── CacheKeyError (ValueError)     a key or tag cannot be used
     │   ├── CacheValueError (ValueError)   a value cannot be cached
     │   └── LoadFailed           another caller's load failed a moment ago
+    ├── LimitError               a limit or budget says no, or cannot say
+    │   ├── InvalidLimit (ValueError)  a rate, key, cost or budget cannot be understood
+    │   │   ├── CostTooHigh      the cost is above what is ever admitted at once
+    │   │   └── Unpriced         there is a money budget, and the call has no price
+    │   ├── LimitExceeded        a limit refused
+    │   ├── BudgetNotRebuilt     the counters were lost and do not stand for the spend yet
+    │   └── LimitNotFound        no policy has this name
+    ├── LockError                a lock cannot be had or was lost
+    │   ├── InvalidLock (ValueError)  a name, a life or an option of a lock cannot be used
+    │   ├── LockBusy             another holds it
+    │   ├── LockReentered        the same thread holds it already
+    │   └── LockLost             another may have held it before its holder was done
     └── JobNotFound              no job, living or past, has this id
 
 The docstring of a class is its default message.
@@ -35,6 +47,7 @@ The docstring of a class is its default message.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -164,3 +177,70 @@ class LoadFailed(CacheError):
     key: str = ""
     #: Seconds until the next load.
     retry_after: float = 0.0
+
+
+class LimitError(HoldfastError):
+    """The limit says no, or cannot say."""
+
+
+class InvalidLimit(LimitError, ValueError):
+    """The limit cannot be understood."""
+
+
+class CostTooHigh(InvalidLimit):
+    """The cost is above what is ever admitted at once."""
+
+    cost: int = 0
+    #: The most that is ever admitted at once.
+    most: int = 0
+
+
+class Unpriced(InvalidLimit):
+    """The call has no price, and a budget of money must not be spent on it."""
+
+
+class LimitExceeded(LimitError):
+    """The limit refused."""
+
+    #: Which limit refused, and for which key.
+    limit: str = ""
+    #: Seconds until it admits.
+    retry_after: float = 0.0
+
+
+class BudgetNotRebuilt(LimitError):
+    """The counters of the budget were lost; nothing is admitted until they are rebuilt from Postgres."""
+
+    #: The tree, and its windows, as (period, subject), that are not known.
+    root: str = ""
+    windows: Sequence[Any] = ()
+
+
+class LimitNotFound(LimitError):
+    """No limit policy has this name."""
+
+
+class LockError(HoldfastError):
+    """The lock cannot be had."""
+
+    #: The name of the lock.
+    name: str = ""
+
+
+class InvalidLock(LockError, ValueError):
+    """The lock cannot be understood."""
+
+
+class LockBusy(LockError):
+    """Another holds the lock."""
+
+
+class LockReentered(LockError):
+    """This thread holds the lock already; taken again, it would wait for itself."""
+
+
+class LockLost(LockError):
+    """The lock was lost before its holder was done; another may have held it meanwhile."""
+
+    #: The fencing token under which it was held; 0 where there is none.
+    fence: int = 0

@@ -16,6 +16,7 @@ from worker.errors import SettingsError
 RUNTIME_FILE = "services.json"
 
 Names = Annotated[list[str], NoDecode]
+Statements = Annotated[list[str], NoDecode]
 
 
 class Settings(BaseSettings):
@@ -61,6 +62,14 @@ class Settings(BaseSettings):
     cache_timeout_ms: int = Field(50, ge=1, le=60_000, description="Milliseconds to wait for one answer of the cache Redis; after that its callers do without.")
     cache_bypass_loads: int = Field(8, ge=1, description="Loads one process runs at a time while the cache Redis is away; further callers wait.")
 
+    limits: Statements = Field([], description="Limit policies, separated by semicolons: a name, a scope, a rate and perhaps closed, local or open, as in `host {host} 10/second local`, or `budget org:* 5000000 micros/day`.")
+    limits_timeout_ms: int = Field(40, ge=1, le=60_000, description="Milliseconds to wait for one answer on a limit; after that its outage policy decides.")
+    limits_fleet_size: int = Field(8, ge=1, description="Processes among which a limit with the outage policy `local` is divided while Redis is away.")
+
+    redlock_urls: Names = Field([], description="Redis servers of `Redlock`, separated by commas: an odd number, independent of each other and of the other two.")
+    redlock_timeout_ms: int = Field(50, ge=1, le=60_000, description="Milliseconds to wait for each of the servers of `Redlock`.")
+    lock_snooze_s: float = Field(1.0, gt=0, le=3600, description="Seconds after which a job that found its lock held is tried again, half as many to half as many more.")
+
     http_allow_private: bool = Field(False, description="Whether `http.call` may reach private, loopback and link-local addresses.")
     http_max_bytes: int = Field(1_048_576, ge=0, description="Largest response body `http.call` reads, in bytes.")
 
@@ -69,11 +78,25 @@ class Settings(BaseSettings):
     log_json: bool = Field(False, description="Whether log lines are JSON objects.")
     fault: str = Field("", description="Fault points to arm, for chaos tests only: `name:action[:nth]`, separated by commas.")
 
-    @field_validator("include", "queues", mode="before")
+    @field_validator("include", "queues", "redlock_urls", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         if isinstance(value, str):
             return [part.strip() for part in value.split(",") if part.strip()]
+        return value
+
+    @field_validator("limits", mode="before")
+    @classmethod
+    def _split_statements(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return [part.strip() for part in value.split(";") if part.strip()]
+        return value
+
+    @field_validator("limits")
+    @classmethod
+    def _are_policies(cls, value: list[str]) -> list[str]:
+        if any(len(text.split()) < 3 for text in value):
+            raise ValueError("must be policies of three words or more, such as `host {host} 10/second`, separated by semicolons")
         return value
 
     @field_validator("database_url")
@@ -89,6 +112,11 @@ class Settings(BaseSettings):
         if value and not value.startswith(("redis://", "rediss://")):
             raise ValueError("must be a URL like redis://:password@host:6379/0, or rediss:// for TLS")
         return value
+
+    @field_validator("redlock_urls")
+    @classmethod
+    def _are_redis(cls, value: list[str]) -> list[str]:
+        return [cls._is_redis(url) for url in value]
 
     @field_validator("flower_auth")
     @classmethod

@@ -17,6 +17,13 @@ SETTLED = Counter("holdfast_settled_jobs", "Attempts this process ended, by outc
 #: What the relay did.
 RELAYED = Counter("holdfast_relayed_jobs", "Jobs the relay moved, by deed.", ["deed"])
 
+#: Decisions of limits, by the limit's name; `refused` counts those it refused.
+LIMITED = Counter("holdfast_limit_decisions", "Decisions of limits, by limit and outcome.", ["limit", "outcome"])
+#: Decisions that Redis was not there to make, by limit and what its policy did.
+LIMIT_OUTAGES = Counter("holdfast_limit_outages", "Decisions made without Redis, by limit and policy.", ["limit", "policy"])
+#: What became of reservations.
+BUDGETED = Counter("holdfast_budget_calls", "Reservations of budgets, by what became of them.", ["outcome"])
+
 #: Reads that the cache answered.
 CACHE_HITS = Counter("holdfast_cache_hits", "Reads the cache answered with a fresh value.", ["region"])
 #: Reads that found nothing usable.

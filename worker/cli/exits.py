@@ -25,7 +25,7 @@ MEANINGS = {
     ExitCode.USAGE: "bad input or settings; nothing was done",
     ExitCode.POSTGRES_AWAY: "Postgres did not answer",
     ExitCode.REDIS_AWAY: "Redis did not answer",
-    ExitCode.NOT_FOUND: "no such job or schedule",
+    ExitCode.NOT_FOUND: "no such job, schedule or limit policy",
     ExitCode.INTERRUPTED: "interrupted with Ctrl-C",
 }
 
@@ -36,6 +36,7 @@ _CODES: tuple[tuple[type[BaseException], ExitCode], ...] = (
     (errors.StoreUnavailable, ExitCode.REDIS_AWAY),
     (errors.JobNotFound, ExitCode.NOT_FOUND),
     (errors.ScheduleNotFound, ExitCode.NOT_FOUND),
+    (errors.LimitNotFound, ExitCode.NOT_FOUND),
     (errors.SettingsError, ExitCode.USAGE),
     (ValueError, ExitCode.USAGE),
 )

@@ -31,6 +31,7 @@ def log_to_stderr() -> None:
     """Send the log lines of a command that may write some to stderr: they are no data."""
     import structlog
 
+    structlog.reset_defaults()  # whatever was set up before is made for other loggers
     structlog.configure(logger_factory=lambda *_: structlog.PrintLogger(sys.stderr))
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from worker.cli import cache, db, jobs, options, queues, schedules, workers
+from worker.cli import cache, db, jobs, limits, locks, options, queues, schedules, workers
 from worker.cli.beat import beat
 from worker.cli.exits import ExitCode, code_of, epilog
 from worker.cli.flower import flower
@@ -18,6 +18,7 @@ from worker.cli.relay import relay
 from worker.cli.run import run
 from worker.cli.stats import stats
 from worker.cli.up import up
+from worker.cli.usage import usage
 from worker.cli.version import version
 from worker.cli.worker import worker
 from worker.errors import HoldfastError
@@ -53,8 +54,10 @@ app.command(rich_help_panel=_RUN)(relay)
 app.command(rich_help_panel=_RUN, context_settings=_PASSING_ON)(flower)
 app.command(rich_help_panel=_LOOK)(run)
 app.command(rich_help_panel=_LOOK)(stats)
+app.command(rich_help_panel=_LOOK)(usage)
 for _name, _group in (
-    ("jobs", jobs), ("queues", queues), ("workers", workers), ("schedules", schedules), ("cache", cache), ("db", db),
+    ("jobs", jobs), ("queues", queues), ("workers", workers), ("schedules", schedules), ("cache", cache),
+    ("limits", limits), ("locks", locks), ("db", db),
 ):  # fmt: skip
     app.add_typer(_group.app, name=_name, rich_help_panel=_LOOK)
 app.command(rich_help_panel=_LOOK)(version)

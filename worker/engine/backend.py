@@ -136,10 +136,10 @@ class LedgerBackend(ChordRows):
         error = repr(getattr(exc, "exc", None) or exc)
         job_id, most = run.claim.job_id, run.claim.max_attempts
         if isinstance(exc, Reject) and not exc.requeue:
-            self._end_run(run, exc, JobState.DISCARDED, f"rejected: {exc.reason!r}")
+            self.end_run(run, exc, JobState.DISCARDED, f"rejected: {exc.reason!r}")
             return
         if isinstance(exc, Retry) and run.successor is not None and most is not None and run.claim.attempt >= most:
-            self._end_run(run, exc.exc or exc, JobState.DISCARDED, f"all {most} attempts used; the last: {error}")
+            self.end_run(run, exc.exc or exc, JobState.DISCARDED, f"all {most} attempts used; the last: {error}")
             return
         if not _did_its_work(run, exc):
             run.undo()
@@ -157,7 +157,14 @@ class LedgerBackend(ChordRows):
                 raise ClaimLost(f"job {job_id} is no longer this attempt's")
         results.status.invalidate(job_id)  # nothing of it is written through: who asks next reads the row
 
-    def _end_run(self, run: Run, exc: BaseException, state: JobState, error: str | None = None) -> None:
+    def snooze(self, run: Run, delay_s: float, why: str) -> None:
+        """Put a job off whose body has not begun, without an attempt."""
+        with run.settling("snoozed") as conn:
+            if not settle.snooze(conn, run.claim.job_id, run.guard, delay_s, error=why):
+                raise ClaimLost(f"job {run.claim.job_id} is no longer this attempt's")
+        results.status.invalidate(run.claim.job_id)
+
+    def end_run(self, run: Run, exc: BaseException, state: JobState, error: str | None = None) -> None:
         """End a run for good in another way than its function did, with all that Celery ties to an end."""
         run.roll_back()
         run.end()
@@ -182,7 +189,7 @@ class LedgerBackend(ChordRows):
             return
         if isinstance(exc, Exception) and not is_away(exc):
             # Celery could not send a callback or the rest of the chain: the attempt failed, and would each time.
-            self._end_run(run, exc, JobState.FAILED)
+            self.end_run(run, exc, JobState.FAILED)
         elif _is_signalled(exc):
             run.end()  # what the signal means is for its sender to say: a revocation, a shutdown, or a lost child
         else:

@@ -1,5 +1,5 @@
 """The relay: sends what is due, sends again what was lost, adopts foreign messages, rescues the jobs of dead workers, and carries
-out what the cache is still owed.
+out what the cache and the budgets are still owed.
 
 Any number may run; each round is safe beside another's.
 """
@@ -20,8 +20,9 @@ from worker.cache import outbox
 from worker.db import statement
 from worker.engine.application import Holdfast
 from worker.errors import InvalidJob, LedgerUnavailable, StoreUnavailable
-from worker.ledger import accept, adopt, dispatch, manage, nodes
+from worker.ledger import accept, adopt, dispatch, manage, nodes, usage
 from worker.ledger.adopt import Unsound
+from worker.ledger.gate import Gate
 from worker.ledger.message import NewJob, fault_of, sent_ms
 from worker.ledger.publish import Sendable, current_epoch, publish, room
 from worker.ledger.settle import Guard
@@ -43,6 +44,8 @@ _EXPIRE_S = 1.0
 _EMPTIED = 0.1
 #: Seconds between two looks for what the cache is owed: with the time that is left to its writer, well below a second.
 _OWED_S = 0.25
+#: Seconds between two looks for what was spent and Redis has not counted.
+_SPENT_S = 1.0
 #: Seconds until a part is tried again that failed in a way nobody foresaw.
 _FAILED_S = 1.0
 #: Seconds until a part is tried again that Redis, away or full, did not let do its work.
@@ -59,9 +62,11 @@ class Relay:
         self._every: list[tuple[float, Callable[[], None]]] = [
             (_OWED_S, self.invalidate), (0.0, self.adopt), (0.0, self.send_due), (_EXPIRE_S, self.expire),
             (min(conf.audit_after_s, 5.0) / 2, self.audit), (min(1.0, conf.node_dead_s / 4), self.rescue),
+            (_SPENT_S, self.tell_spent),
         ]  # fmt: skip
         self._next = [0.0] * len(self._every)
         self._epoch = ""
+        self._gate = Gate()
         self._more = False
         # The workers could not beat to a Postgres that was away: judge none before they have had time to.
         self._judge_from = time.monotonic() + conf.node_dead_s
@@ -123,7 +128,9 @@ class Relay:
             self._send_forgotten(epoch)
         with statement() as conn:
             waiting = dispatch.waiting_queues(conn)
-        for queue, paused, window in waiting:
+        for queue, paused, window, limited in waiting:
+            if not paused and limited:
+                self._let_through(queue, window or settings().window, epoch)
             if not paused:
                 self._fill(queue, window or settings().window, epoch)
 
@@ -145,6 +152,17 @@ class Relay:
                 raise StoreUnavailable("Redis did not take what is due")
             self._count("sent", len(jobs), more=len(jobs) >= _EMPTIED * window)
             left -= len(jobs)
+
+    def _let_through(self, queue: str, window: int, epoch: str) -> None:
+        # Half of the room, so that limited jobs and those that nothing limits do not stand before each other.
+        left = -(-room(queue, window) // 2)
+        if not left:
+            return
+        with statement() as conn:
+            jobs = self._gate.take_due(conn, queue, min(left, 500), epoch)
+        if jobs and not publish(self._sound(jobs)):
+            raise StoreUnavailable("Redis did not take what is due")
+        self._count("let through", len(jobs), more=bool(jobs))
 
     def _sound(self, jobs: list[Sendable]) -> list[Sendable]:
         """Return the jobs whose message can be sent; the others end here."""
@@ -217,6 +235,15 @@ class Relay:
                 done = outbox.carry_out_overdue(conn)
             if done:
                 self._count("invalidated", done, more=False)
+
+    # ---- budgets
+
+    def tell_spent(self) -> None:
+        """Have Redis count what metered calls have spent, where the caller died before it could or Redis was away."""
+        with statement() as conn:
+            told = usage.tell_overdue(conn)
+        if told:
+            self._count("spend told", told, more=False)
 
     # ---- foreign messages
 

@@ -23,7 +23,8 @@ from worker.ledger.accept import accept, accept_rows, enter_scope, scope
 from worker.ledger.claim import Claim
 from worker.ledger.message import NewJob
 from worker.ledger.publish import Sendable, epochs_for, publish
-from worker.locks import Lease, keeper, release
+from worker.limits import Slot
+from worker.locks import Held, Lease, keeper, release
 from worker.telemetry import SETTLED, log
 
 logger = log(__name__)
@@ -45,6 +46,10 @@ class Run:
     #: Counts a death of the attempt: queues the job again, or discards one that has caused too many.
     crash: Callable[[str, settle.Guard, str], object]
     lease: Lease | None = None
+    #: What it holds of limits on how many run at the same time.
+    slot: Slot | None = None
+    #: The lock its task declares, where that is one of Redis.
+    lock: Held | None = None
     phase: Phase = Phase.BODY
     progressed_at: float = 0.0
     #: The message the job goes on with: a retry, or a task that replaced it.
@@ -169,6 +174,10 @@ class Run:
 
     def _close(self, *, gone: bool = False) -> None:
         self.phase = Phase.OVER
+        if self.slot is not None:
+            self.slot.give_back()
+        if self.lock is not None:
+            self.lock.release()
         if self.lease is not None and gone:
             keeper().drop(self.lease)  # nobody waits for the lock of a job that has ended
         elif self.lease is not None:

@@ -16,13 +16,14 @@ from sqlalchemy.orm import Session
 
 from worker import faults, locks
 from worker.db import raw, session, statement
-from worker.engine import node
+from worker.engine import locking, node
 from worker.engine.options import LONGEST
 from worker.engine.run import Phase, Run, current, enter
 from worker.errors import InvalidJob, LedgerUnavailable, NotInJob, StoreUnavailable
-from worker.ledger import enqueue_in, progress
+from worker.ledger import enqueue_in, gate, progress
 from worker.ledger.claim import Claim, try_claim
 from worker.ledger.message import HEADER
+from worker.limits import Slot, try_acquire_all
 from worker.settings import settings
 from worker.store import keys
 from worker.telemetry import DROPPED, OUTAGES, log
@@ -51,6 +52,12 @@ class Task(CeleryTask):  # type: ignore[misc]
     - `unique_for` (seconds or None): at most one active job per key, for at most this long; `unique_on` names the arguments
       that make the key (all of them by default). A call that meets an active one returns that job.
     - `max_attempts` (None): attempts, of whatever outcome, after which the job is not tried again.
+    - `limits` (()): limits its jobs keep to, as `"host:{kwargs[host]} 10/second"`: a name, a template, a rate and perhaps what
+      to do while Redis is away. A job that is not admitted waits in Postgres, in its place, without an attempt.
+    - `lock` (None): a template such as `"report:{args[0]}"` that names a lock under which the body runs; `lock_backend`:
+      `"redis"`, a lease whose loss puts the job back, or `"postgres"`, held by the transaction of `self.session`; `on_busy`: what
+      a job does that finds it held. `"snooze"` tries again later without an attempt, `"wait"` waits in its turn for `lock_wait_s`
+      (30 s) and then snoozes, `"skip"` cancels it.
     """
 
     Request = "worker.engine.request:LedgerRequest"
@@ -59,6 +66,11 @@ class Task(CeleryTask):  # type: ignore[misc]
     unique_for: float | None = None
     unique_on: Sequence[str] | Callable[..., str] | None = None
     max_attempts: int | None = None
+    limits: Sequence[str] = ()
+    lock: str | None = None
+    lock_backend: locking.Backend = "redis"
+    on_busy: locking.OnBusy = "snooze"
+    lock_wait_s: float = 30.0
 
     _user_before_start: ClassVar[Callable[..., None] | None] = None
 
@@ -97,11 +109,15 @@ class Task(CeleryTask):  # type: ignore[misc]
 
     @classmethod
     def on_bound(cls, app: Any) -> None:
-        """Put a task's own `before_start` behind the claim: a dropped duplicate must not start anything."""
+        """Declare its limits; put its own `before_start` behind the claim, for a dropped duplicate must not start anything."""
         own = cls.before_start
         if own is not CeleryTask.before_start and cls._user_before_start is None:
             cls._user_before_start = own
             cls.before_start = CeleryTask.before_start
+        if cls.limits:
+            gate.declare(cls.name, cls.limits)
+        if cls.lock is not None:
+            locking.check(cls)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the body: in a worker as a claimed attempt, elsewhere as a plain function."""
@@ -112,7 +128,9 @@ class Task(CeleryTask):  # type: ignore[misc]
         if request.is_eager or not isinstance(delivery, dict) or "r" not in delivery:
             self._start(args, kwargs)
             return self.run(*args, **kwargs)
-        run = self._begin(request, delivery["r"])
+        run = self._begin(request, delivery["r"], delivery.get("g"))
+        if self.lock is not None:
+            locking.take(self, run, args, kwargs)
         self._start(args, kwargs)
         try:
             return self._finish_body(run, self.run(*args, **kwargs))
@@ -125,14 +143,17 @@ class Task(CeleryTask):  # type: ignore[misc]
             self._user_before_start(self.request.id, args, kwargs)
 
     def _finish_body(self, run: Run, result: Any) -> Any:
+        if run.lock is not None and run.lock.lost.is_set():
+            raise Reject(f"lock {run.lock.name!r} was lost while it ran", requeue=True)
         # What the tracer sends next, callbacks and the rest of a chain, belongs to the end of this attempt.
         run.begin()
         faults.point(faults.BEFORE_SETTLE)
         return result
 
-    def _begin(self, request: Any, revision: int) -> Run:
+    def _begin(self, request: Any, revision: int, line: str | None) -> Run:
         """Lock and claim the job, or raise `Ignore`: this delivery has nothing to run."""
         token, lease = uuid4(), None
+        slot = self._slot(request.id, revision, line) if line else None
         try:
             lease = self._lock(request.id, token)
         except StoreUnavailable:
@@ -142,15 +163,33 @@ class Task(CeleryTask):  # type: ignore[misc]
         if claim is None:
             if lease:
                 locks.release(lease.key, lease.token)
+            # Its slot is left to run out: whoever runs the job in this moment holds it under the same name.
             self._drop("not claimable")
         faults.point(faults.AFTER_CLAIM)
-        run = Run(claim, self.backend.crash, lease=lease)
+        run = Run(claim, self.backend.crash, lease=lease, slot=slot)
         if lease:
             locks.keeper().add(lease)
+        if slot:
+            slot.keep()
         enter(run)
         if claim.expires_at:
             request.expires = claim.expires_at.isoformat()
         return run
+
+    def _slot(self, job_id: str, revision: int, line: str) -> Slot | None:
+        """Make sure of the slots the job was let through with, or put it back into its line and raise `Ignore`."""
+        try:
+            charges = [charge for charge in gate.charges_of(line) if charge.slot]
+            if not charges:
+                return None
+            if try_acquire_all(charges, holder=job_id):
+                return Slot(charges, job_id)
+            with statement() as conn:
+                gate.put_back(conn, job_id, revision)
+        except LedgerUnavailable:
+            # The row stays queued; the audit sends it again once Postgres is back.
+            OUTAGES.labels("ledger", "job left queued").inc()
+        self._drop("no slot")
 
     def _lock(self, job_id: str, token: UUID) -> locks.Lease:
         """Take the job's lock, or raise `Ignore`: another delivery of it is running."""
@@ -203,6 +242,11 @@ class Task(CeleryTask):  # type: ignore[misc]
         """
         run = self._run("self.once()")
         return raw(run.session).execute(_ONCE, (run.claim.job_id, name)).fetchone() is not None
+
+    @property
+    def held_lock(self) -> locks.Held | None:
+        """The lock this job runs under, for its `fence` and its `lost`; None without one, and with one of Postgres."""
+        return self._run("self.held_lock").lock
 
     def progress(self, done: float, total: float | None = None, note: str = "") -> None:
         """Tell how far the job is; visible at once to whoever asks for its state, written at most twice a second."""

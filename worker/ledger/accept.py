@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session, SessionTransaction
 from worker import faults
 from worker.db import first_row, raw, repeatable, statement, translated
 from worker.errors import IdempotencyConflict, InvalidJob
+from worker.ledger.gate import gate_of
 from worker.ledger.message import NewJob, encode
 from worker.ledger.publish import Sendable, epochs_for, publish
 from worker.settings import settings
@@ -24,14 +25,14 @@ from worker.settings import settings
 #: An accept that finds the id taken by a living job that waits for its replacement fills that row instead.
 _INSERT = """
 INSERT INTO jobs (id, task, queue, priority, state, message, args, kwargs, available_at, expires_at, max_attempts, caller,
-                  idempotency_key, parent_id, root_id, group_id, unique_key, unique_until, dispatch_epoch, dispatched_at)
+                  idempotency_key, parent_id, root_id, group_id, unique_key, unique_until, gate, dispatch_epoch, dispatched_at)
 SELECT %(id)s::text, %(task)s::text, %(queue)s::text, %(priority)s::int2,
        CASE WHEN due.at > clock_timestamp() THEN 'scheduled' ELSE 'queued' END,
        %(message)s::json, %(args)s::text, %(kwargs)s::text, due.at,
        coalesce(%(expires_at)s::timestamptz, clock_timestamp() + %(expires_s)s::float8 * interval '1 second'),
        %(max_attempts)s::int4, %(caller)s::text, %(idempotency_key)s::text,
        %(parent_id)s::text, %(root_id)s::text, %(group_id)s::text,
-       %(unique_key)s::text, clock_timestamp() + %(unique_for_s)s::float8 * interval '1 second',
+       %(unique_key)s::text, clock_timestamp() + %(unique_for_s)s::float8 * interval '1 second', %(gate)s::text,
        CASE WHEN due.at > clock_timestamp() THEN NULL ELSE %(epoch)s::text END,
        CASE WHEN due.at > clock_timestamp() OR %(epoch)s::text IS NULL THEN NULL ELSE clock_timestamp() END
 FROM (SELECT greatest('2000-01-01', coalesce(%(available_at)s::timestamptz,
@@ -41,8 +42,8 @@ WHERE {unless}
 ON CONFLICT (id) DO UPDATE
    SET task = excluded.task, queue = excluded.queue, priority = excluded.priority, state = excluded.state,
        message = excluded.message, args = excluded.args, kwargs = excluded.kwargs, available_at = excluded.available_at,
-       expires_at = excluded.expires_at, revision = jobs.revision + 1, dispatch_epoch = excluded.dispatch_epoch,
-       dispatched_at = excluded.dispatched_at
+       expires_at = excluded.expires_at, gate = excluded.gate, revision = jobs.revision + 1,
+       dispatch_epoch = excluded.dispatch_epoch, dispatched_at = excluded.dispatched_at
  WHERE jobs.state = 'scheduled' AND jobs.available_at = '9000-01-01 00:00+00'
 RETURNING revision, (extract(epoch FROM dispatched_at) * 1000)::int8
 """
@@ -70,7 +71,7 @@ _GIVE_KEY = "UPDATE job_keys SET job_id = %s WHERE caller = %s AND key = %s"
 
 _COPY = """
 COPY jobs (id, task, queue, priority, state, message, args, kwargs, available_at, max_attempts, caller, root_id,
-           dispatch_epoch, dispatched_at)
+           gate, dispatch_epoch, dispatched_at)
 FROM STDIN
 """
 
@@ -114,6 +115,8 @@ def accept(jobs: Sequence[NewJob]) -> list[str]:
     the relay sends the jobs later. Raises `LedgerUnavailable` when Postgres is away (then nothing was accepted), and
     `IdempotencyConflict`.
     """
+    for job in jobs:
+        job.gate = gate_of(job)
     where = _scope.get()
     if where is not None:
         return where.accept(jobs)
@@ -250,7 +253,7 @@ def _parameters(job: NewJob, epoch: str | None) -> dict[str, Any]:
         "max_attempts": job.max_attempts, "caller": job.caller, "idempotency_key": job.idempotency_key,
         "parent_id": job.parent_id, "root_id": job.root_id, "group_id": job.group_id,
         "unique_key": job.unique_key, "unique_for_s": job.unique_for_s,
-        "epoch": epoch if job.immediate else None,
+        "gate": job.gate, "epoch": epoch if job.immediate and job.gate is None else None,
     }  # fmt: skip
 
 
@@ -259,6 +262,8 @@ def copy_jobs(jobs: Sequence[NewJob]) -> list[str]:
 
     All or none are accepted. Raises as `accept`.
     """
+    for job in jobs:
+        job.gate = gate_of(job)
     where = _scope.get()
     if where is not None:
         return where.accept(jobs)
@@ -270,11 +275,12 @@ def copy_jobs(jobs: Sequence[NewJob]) -> list[str]:
         moment, sent_ms = row
         with conn.cursor().copy(_COPY) as copy:
             for job, epoch in zip(jobs, epochs, strict=True):
+                epoch = None if job.gate else epoch
                 if epoch:
                     sendables.append(Sendable(job.id, job.queue, job.priority, 0, job.message, epoch, sent_ms))
                 copy.write_row((
                     job.id, job.task, job.queue, job.priority, "queued", _message_text(job), job.args, job.kwargs,
-                    moment, job.max_attempts, job.caller, job.root_id, epoch, moment if epoch else None,
+                    moment, job.max_attempts, job.caller, job.root_id, job.gate, epoch, moment if epoch else None,
                 ))  # fmt: skip
         faults.point(faults.AFTER_INSERT)
     faults.point(faults.AFTER_COMMIT)

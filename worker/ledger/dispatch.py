@@ -8,16 +8,21 @@ import psycopg
 
 from worker.ledger.publish import Sendable
 
-#: Hops from queue to queue over the index, so the cost is that of the queues, not of the jobs in them.
-_QUEUES = """
-WITH RECURSIVE hop AS (
-  (SELECT queue FROM jobs WHERE dispatch_epoch IS NULL AND state IN ('scheduled', 'queued') ORDER BY queue LIMIT 1)
+#: Hops from queue to queue over the indexes, so the cost is that of the queues, not of the jobs in them.
+_HOP = """
+hop_{name} AS (
+  (SELECT queue FROM jobs WHERE gate {gate} AND dispatch_epoch IS NULL AND state IN ('scheduled', 'queued')
+    ORDER BY queue LIMIT 1)
   UNION ALL
-  SELECT (SELECT j.queue FROM jobs j WHERE j.dispatch_epoch IS NULL AND j.state IN ('scheduled', 'queued') AND j.queue > hop.queue
-           ORDER BY j.queue LIMIT 1)
-    FROM hop WHERE hop.queue IS NOT NULL)
-SELECT hop.queue, coalesce(q.paused, false), q."window"
-  FROM hop LEFT JOIN queues q ON q.name = hop.queue WHERE hop.queue IS NOT NULL
+  SELECT (SELECT j.queue FROM jobs j WHERE j.gate {gate} AND j.dispatch_epoch IS NULL AND j.state IN ('scheduled', 'queued')
+             AND j.queue > hop_{name}.queue ORDER BY j.queue LIMIT 1)
+    FROM hop_{name} WHERE hop_{name}.queue IS NOT NULL)
+"""
+_QUEUES = f"""
+WITH RECURSIVE {_HOP.format(name='free', gate='IS NULL')}, {_HOP.format(name='gated', gate='IS NOT NULL')}
+SELECT hop.queue, coalesce(q.paused, false), q."window", bool_or(hop.gated)
+  FROM (SELECT queue, false AS gated FROM hop_free UNION ALL SELECT queue, true FROM hop_gated) AS hop
+  LEFT JOIN queues q ON q.name = hop.queue WHERE hop.queue IS NOT NULL GROUP BY 1, 2, 3
 """
 
 #: A priority's due jobs in order; ten short index scans serve priorities before age without sorting a backlog of millions.
@@ -28,8 +33,8 @@ UPDATE jobs SET state = 'queued', dispatch_epoch = %(epoch)s, dispatched_at = cl
  WHERE id = ANY(ARRAY(
   SELECT d.id FROM generate_series(0, 9) AS p(priority),
   LATERAL (SELECT id FROM jobs
-            WHERE queue = %(queue)s AND jobs.priority = p.priority AND dispatch_epoch IS NULL AND state IN ('scheduled', 'queued')
-              AND available_at <= clock_timestamp()
+            WHERE queue = %(queue)s AND jobs.priority = p.priority AND gate IS NULL AND dispatch_epoch IS NULL
+              AND state IN ('scheduled', 'queued') AND available_at <= clock_timestamp()
             ORDER BY available_at, id LIMIT %(room)s FOR UPDATE SKIP LOCKED) AS d
   LIMIT %(room)s))
 RETURNING id, queue, priority, revision, message, (extract(epoch FROM dispatched_at) * 1000)::int8,
@@ -72,13 +77,16 @@ UNION ALL
 """
 
 
-def waiting_queues(conn: psycopg.Connection[Any]) -> list[tuple[str, bool, int | None]]:
-    """Return name, whether paused, and window of each queue with unsent jobs."""
+def waiting_queues(conn: psycopg.Connection[Any]) -> list[tuple[str, bool, int | None, bool]]:
+    """Return name, whether paused, and window of each queue with unsent jobs, and whether some of them are limited."""
     return conn.execute(_QUEUES).fetchall()
 
 
 def take_due(conn: psycopg.Connection[Any], queue: str, room: int, epoch: str) -> list[Sendable]:
-    """Mark up to `room` due jobs of a queue as sent and return them, most urgent first. To be published after the commit."""
+    """Mark up to `room` due jobs of a queue, those that nothing limits, as sent and return them, most urgent first.
+
+    They are to be published after the commit; for the others see `Gate`.
+    """
     rows = conn.execute(_TAKE, {"queue": queue, "room": room, "epoch": epoch}).fetchall()
     rows.sort(key=lambda row: (row[2], row[6], row[0]))
     return [Sendable(row[0], row[1], row[2], row[3], row[4], epoch, row[5]) for row in rows]

@@ -10,7 +10,8 @@ from uuid import uuid4
 import msgspec
 from kombu.utils.json import loads
 
-#: The header by which a worker knows a message that has a row. Its value: revision `r`, moment sent `t` (ms since 1970).
+#: The header by which a worker knows a message that has a row. Its value: revision `r`, moment sent `t` (ms since 1970),
+#: and the line `g` it was let out of, if any.
 HEADER = "holdfast"
 
 #: A stored message: `headers`, `properties`, `body` (text), `content-type`, `content-encoding`.
@@ -45,6 +46,8 @@ class NewJob:
     group_id: str | None = None
     #: Whether the id was made just now, so that no job of the past can have it.
     fresh: bool = False
+    #: The line it waits in, as accepting it finds out.
+    gate: str | None = None
 
     @property
     def immediate(self) -> bool:
@@ -52,12 +55,13 @@ class NewJob:
         return self.available_at is None and self.delay_s <= 0
 
 
-def wire(message: Message, queue: str, priority: int, revision: int, sent_ms: int) -> bytes:
+def wire(message: Message, queue: str, priority: int, revision: int, sent_ms: int, gate: str | None = None) -> bytes:
     """Return the message as workers take it from Redis; `sent_ms` is when that was by the clock of Postgres.
 
     Times are left out: when a job is sent it is due, and whether it has expired is for Postgres to say, not for a worker's clock.
     """
-    headers = {**message["headers"], "eta": None, "expires": None, HEADER: {"r": revision, "t": sent_ms}}
+    ours = {"r": revision, "t": sent_ms} if gate is None else {"r": revision, "t": sent_ms, "g": gate}
+    headers = {**message["headers"], "eta": None, "expires": None, HEADER: ours}
     properties = {
         **message["properties"],
         "priority": priority,

@@ -42,6 +42,8 @@ class Sendable:
     epoch: str
     #: When it was marked as sent, by the clock of Postgres, in milliseconds since 1970.
     sent_ms: int
+    #: The line it was let out of, if any.
+    gate: str | None = None
 
 
 def current_epoch() -> str:
@@ -130,7 +132,7 @@ def publish(jobs: Sequence[Sendable]) -> bool:
 def _publish_batch(jobs: Sequence[Sendable]) -> bool:
     lists: dict[tuple[str, str], list[bytes]] = defaultdict(list)
     for job in jobs:
-        payload = wire(job.message, job.queue, job.priority, job.revision, job.sent_ms)
+        payload = wire(job.message, job.queue, job.priority, job.revision, job.sent_ms, job.gate)
         lists[job.queue, keys.queue(job.queue, job.priority)].append(payload)
     try:
         with coordination().use() as client:

@@ -44,6 +44,15 @@ ON CONFLICT (job_id, attempt) DO UPDATE SET ended_at = excluded.ended_at, outcom
 RETURNING job_id
 """
 
+#: The attempt is taken back: it was claimed to find out that the job cannot run yet, and did nothing.
+_SNOOZE = """
+UPDATE jobs SET state = 'scheduled', available_at = clock_timestamp() + %(delay_s)s::float8 * interval '1 second',
+       revision = revision + 1, attempt = attempt - 1, started_at = CASE WHEN attempt > 1 THEN started_at END, claim_token = NULL,
+       dispatch_epoch = NULL, dispatched_at = NULL, error = %(error)s
+ WHERE id = %(id)s AND state = 'running' AND {guard}
+RETURNING id
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Guard:
@@ -145,6 +154,12 @@ def give_back(
     )
     values = {"id": job_id, "outcome": outcome, "error": _storable(error), "traceback": None, **guard.values}
     return conn.execute(sql, values).fetchone() is not None
+
+
+def snooze(conn: psycopg.Connection[Any], job_id: str, guard: Guard, delay_s: float, *, error: str) -> bool:
+    """Put the running job off for so many seconds, as if it had not been tried; tell whether the guard held."""
+    values = {"id": job_id, "delay_s": delay_s, "error": _storable(error), **guard.values}
+    return conn.execute(_SNOOZE.format(guard=guard.sql), values).fetchone() is not None
 
 
 def await_replacement(conn: psycopg.Connection[Any], job_id: str, guard: Guard) -> bool:

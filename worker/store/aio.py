@@ -1,4 +1,4 @@
-"""The cache role for asyncio: the same commands and errors as the blocking client, a pool for each event loop."""
+"""Redis roles for asyncio: the same commands and errors as the blocking client, a pool for each event loop."""
 
 from __future__ import annotations
 
@@ -110,23 +110,39 @@ async def _answer(connection: Any) -> Any:
         return exc
 
 
-_roles: WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncRole] = WeakKeyDictionary()
+_roles: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, AsyncRole]] = WeakKeyDictionary()
 
 
 def cache() -> AsyncRole:
     """Return the server that holds what Postgres can give again, for the running event loop."""
-    loop = asyncio.get_running_loop()
-    role = _roles.get(loop)
-    if role is None:
-        for ended in [other for other in _roles if other.is_closed()]:
-            _roles.pop(ended).abandon()  # it would keep its loop, and its loop it
+    roles = _of_this_loop()
+    if "cache" not in roles:
         conf = settings()
-        role = _roles[loop] = AsyncRole("cache", conf.cache_url, conf.cache_timeout_ms / 1000)
-    return role
+        roles["cache"] = AsyncRole("cache", conf.cache_url, conf.cache_timeout_ms / 1000)
+    return roles["cache"]
+
+
+def limits() -> AsyncRole:
+    """Return the coordination server for those who must decide at once, for the running event loop."""
+    roles = _of_this_loop()
+    if "limits" not in roles:
+        conf = settings()
+        roles["limits"] = AsyncRole("limits", conf.redis_url, conf.limits_timeout_ms / 1000)
+    return roles["limits"]
+
+
+def _of_this_loop() -> dict[str, AsyncRole]:
+    loop = asyncio.get_running_loop()
+    roles = _roles.get(loop)
+    if roles is None:
+        for ended in [other for other in _roles if other.is_closed()]:
+            for role in _roles.pop(ended).values():
+                role.abandon()  # it would keep its loop, and its loop it
+        roles = _roles[loop] = {}
+    return roles
 
 
 async def close() -> None:
     """Close the connections of the running event loop, which is about to end."""
-    role = _roles.pop(asyncio.get_running_loop(), None)
-    if role is not None:
+    for role in _roles.pop(asyncio.get_running_loop(), {}).values():
         await role.close()

@@ -251,8 +251,16 @@ def cache() -> Role:
     return Role("cache", conf.cache_url, conf.cache_timeout_ms / 1000)
 
 
+@lru_cache(maxsize=1)
+def limits() -> Role:
+    """Return the coordination server for those who must decide at once, and by themselves where it does not answer."""
+    conf = settings()
+    return Role("limits", conf.redis_url, conf.limits_timeout_ms / 1000)
+
+
 def _after_fork() -> None:
     coordination.cache_clear()
+    limits.cache_clear()
     cache.cache_clear()
 
 

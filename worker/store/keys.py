@@ -30,6 +30,22 @@ KINDS = (
             "the relay waits"),
     KeyKind("holdfast:lock:job:{<id>}", "coordination", "string", "the setting lease_s, renewed while the job runs",
             "open: the claim in Postgres decides alone"),
+    KeyKind("holdfast:lock:{<name>}", "coordination", "string", "the lock's ttl, renewed while it is held",
+            "closed: nobody takes it; its holder learns that it is lost when its ttl is over"),
+    KeyKind("holdfast:lock:{<name>}:fence", "coordination", "string", "a day after the lock was last taken",
+            "as above; a number that is gone is begun anew above the old ones, by the server's clock"),
+    KeyKind("holdfast:lock:{<name>}:queue", "coordination", "list", "a minute after the last waiter asked", "as above"),
+    KeyKind("holdfast:semaphore:{<name>}", "coordination", "zset", "until the lease of the last holder ends", "as a lock"),
+    KeyKind("holdfast:semaphore:{<name>}:fence", "coordination", "string", "a day after it was last taken", "as a lock"),
+    KeyKind("holdfast:semaphore:{<name>}:queue", "coordination", "list", "a minute after the last waiter asked", "as a lock"),
+    KeyKind("holdfast:redlock:{<name>}", "coordination", "string", "the lock's ttl, renewed while it is held",
+            "on servers of its own; closed: it is taken on most of the servers, or not at all"),
+    KeyKind("holdfast:limit:{<key>}:<way>", "coordination", "string", "until all of it is free again: its window, or its "
+            "bucket's refill", "as each limit says: closed, local or open"),
+    KeyKind("holdfast:limit:{<key>}:slots", "coordination", "zset", "until the lease of the last holder ends", "as above"),
+    KeyKind("holdfast:budget:{<root>}", "coordination", "hash", "32 days after the last call",
+            "closed: nothing is admitted until it is rebuilt"),
+    KeyKind("holdfast:budget:{<root>}:calls", "coordination", "zset", "as the budget's", "as above"),
     KeyKind("_kombu.binding.<exchange>", "coordination", "set", "none: kombu's own, a line for each queue and worker",
             "remote control and events wait; jobs use no exchange"),
     KeyKind("_kombu.binding_permanent.<exchange>", "coordination", "set", "none: kombu's own, a line for each queue", "as above"),
@@ -73,6 +89,51 @@ def epoch() -> str:
 def job_lock(job_id: str) -> str:
     """Return the lock that a running job holds."""
     return f"holdfast:lock:job:{{{job_id}}}"
+
+
+def lock(name: str) -> str:
+    """Return the lease of a named lock; its fence and its queue lie beside it."""
+    return f"holdfast:lock:{{{name}}}"
+
+
+def semaphore(name: str) -> str:
+    """Return the leases of a semaphore; its fence and its queue lie beside it."""
+    return f"holdfast:semaphore:{{{name}}}"
+
+
+def redlock(name: str) -> str:
+    """Return the lease of a Redlock on each of its servers."""
+    return f"holdfast:redlock:{{{name}}}"
+
+
+def fence(lease: str) -> str:
+    """Return where the last fencing token given out for a lock or semaphore stands."""
+    return f"{lease}:fence"
+
+
+def waiters(lease: str) -> str:
+    """Return those who wait for a lock or semaphore, the first to be served first."""
+    return f"{lease}:queue"
+
+
+def turns(process: str) -> str:
+    """Return the channel on which a process hears that one of its waiters has been given a lock."""
+    return f"holdfast:turns:{process}"
+
+
+def limit(key: str, way: str) -> str:
+    """Return the counter of a limit for one key; `way` is how it counts, so that another way of counting starts anew."""
+    return f"holdfast:limit:{{{key}}}:{way}"
+
+
+def budget(root: str) -> str:
+    """Return what the tree of subjects under a root has spent, and the calls that are still open."""
+    return f"holdfast:budget:{{{root}}}"
+
+
+def budget_calls(root: str) -> str:
+    """Return the calls of a tree by the moment something is to be done about them: their lease ends, or they are forgotten."""
+    return f"holdfast:budget:{{{root}}}:calls"
 
 
 def result(job_id: str) -> str:

@@ -15,11 +15,11 @@ _sources: dict[str, str] = {}
 
 
 class Script:
-    """A script of `store/lua`, named as its file."""
+    """A script of `store/lua`, named as its file; `a+b` is the files a and b, one behind the other."""
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.source = (files("worker.store") / "lua" / f"{name}.lua").read_text()
+        self.source = "".join((files("worker.store") / "lua" / f"{part}.lua").read_text() for part in name.split("+"))
         self.sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
         self._registered: _Registered | None = None
 

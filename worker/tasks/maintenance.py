@@ -6,7 +6,7 @@ from typing import Any
 
 from worker.app import app
 from worker.db import statement
-from worker.ledger import audit, history, nodes
+from worker.ledger import audit, history, nodes, usage
 from worker.settings import settings
 from worker.telemetry import log
 
@@ -22,6 +22,7 @@ def upkeep() -> dict[str, list[str]]:
     with statement() as conn:
         changed = history.keep_up(conn)
         nodes.prune(conn)
+        usage.prune(conn)
     return changed
 
 
