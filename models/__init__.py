@@ -10,6 +10,7 @@ from models.job_key import JobKey
 from models.limit_policy import LimitPolicy
 from models.queue import Queue
 from models.schedule import Schedule
+from models.task_type import TaskType
 from models.usage import Usage, UsageReservation
 from models.worker_node import WorkerNode
 
@@ -19,7 +20,7 @@ __all__ = [
     # what belongs to a job
     "Effect", "JobKey", "Chord", "ChordPart",
     # the fleet
-    "Queue", "Schedule", "WorkerNode",
+    "Queue", "Schedule", "TaskType", "WorkerNode",
     # the cache
     "CacheOutbox",
     # limits and what was spent

@@ -67,6 +67,10 @@ class _JobColumns:
     claimed_at: Mapped[Moment | None]
     #: The line it waits in: its limits and their keys, as JSON; null where nothing limits it.
     gate: Mapped[Key | None]
+    #: Who is told of its end.
+    callback_url: Mapped[Line | None]
+    #: What its caller wants to find again on it. SQLAlchemy has taken the name `metadata` for itself.
+    labels: Mapped[dict[str, Any] | None] = mapped_column("metadata", JSONB)
 
 
 class Job(_JobColumns, Base):

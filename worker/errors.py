@@ -11,6 +11,7 @@
     │   ├── MessageTooLarge      its arguments are over the limit
     │   ├── UnknownQueue         no such queue is configured
     │   ├── UnknownTask          no such task is registered
+    │   ├── InvalidArguments     the task takes other arguments
     │   └── InvalidRequest       `http.call` cannot make such a call
     ├── InvalidSchedule (ValueError)
     │   └── ScheduleNotFound     no schedule has this name
@@ -86,17 +87,33 @@ class StoreFull(StoreRefused):
 class InvalidJob(HoldfastError, ValueError):
     """The job cannot be accepted as given."""
 
+    #: What is wrong, in the word that every door tells, and with what: `kwargs.url`, `args.0`, `queue`.
+    code: str = "invalid_job"
+    field: str = ""
+
 
 class MessageTooLarge(InvalidJob):
     """The arguments of the job are too large."""
+
+    code, field = "too_large", "args"
 
 
 class UnknownQueue(InvalidJob):
     """No such queue is configured."""
 
+    code, field = "unknown_queue", "queue"
+
 
 class UnknownTask(InvalidJob):
     """No such task is registered."""
+
+    code, field = "unknown_task", "task"
+
+
+class InvalidArguments(InvalidJob):
+    """The task cannot be called with these arguments."""
+
+    code, field = "invalid_arguments", "args"
 
 
 class InvalidRequest(InvalidJob):
@@ -113,6 +130,9 @@ class ScheduleNotFound(InvalidSchedule):
 
 class IdempotencyConflict(HoldfastError):
     """This idempotency key was used before with another payload."""
+
+    code: str = "idempotency_conflict"
+    field: str = "idempotency_key"
 
 
 class ClaimLost(HoldfastError):

@@ -16,6 +16,7 @@ from worker.cli.output import shown
 from worker.cli.program import invoke
 from worker.cli.worker import arguments, processes
 from worker.clock import now
+from worker.wording import did_you_mean
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -45,11 +46,11 @@ def test_a_past_moment_is_a_duration_ago_or_a_time() -> None:
 
 def test_a_name_that_is_nearly_right_is_suggested() -> None:
     known = ["shop.mail.send_receipt", "shop.mail.send_reminder", "reports.build"] + [f"other.task_{n}" for n in range(20)]
-    assert "did you mean shop.mail.send_receipt" in parse.did_you_mean("shop.mail.send_reciept", known)
-    assert parse.did_you_mean("build", known) == "; did you mean reports.build?"
-    assert parse.did_you_mean("zzz", known) == ""
-    assert parse.did_you_mean("zzz", ["a", "b"]) == "; known: a, b"
-    assert parse.did_you_mean("zzz", []) == ""
+    assert "did you mean shop.mail.send_receipt" in did_you_mean("shop.mail.send_reciept", known)
+    assert did_you_mean("build", known) == "; did you mean reports.build?"
+    assert did_you_mean("zzz", known) == ""
+    assert did_you_mean("zzz", ["a", "b"]) == "; known: a, b"
+    assert did_you_mean("zzz", []) == ""
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,9 @@
-"""Reading what people type: durations and moments, JSON values, names that are nearly right."""
+"""Reading what people type: durations and moments, JSON values."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from datetime import datetime, timedelta
-from difflib import get_close_matches
 from typing import Any, NoReturn
 
 from worker.clock import now, parse_duration, parse_moment
@@ -73,14 +71,3 @@ def _json(text: str, form: str) -> Any:
 
 def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is not JSON")
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return `; did you mean …?` with the names most like this one, or a list of all when they are few, or nothing."""
-    names = sorted(known)
-    # By its last part as well: people leave out the module.
-    last = name.rpartition(".")[2]
-    close = get_close_matches(name, names, n=3) or [full for full in names if full.rpartition(".")[2] == last][:3]
-    if close:
-        return f"; did you mean {' or '.join(close)}?"
-    return f"; known: {', '.join(names)}" if 0 < len(names) <= 8 else ""

@@ -16,6 +16,7 @@ def relay(loglevel: options.LogLevel = None) -> None:
     with services():
         from worker import telemetry
         from worker.db import statement
+        from worker.engine.registry import register_tasks
         from worker.engine.relay import Relay
         from worker.ledger import history
         from worker.settings import settings
@@ -25,6 +26,7 @@ def relay(loglevel: options.LogLevel = None) -> None:
         telemetry.configure(loglevel or settings().log_level, as_json=settings().log_json)
         with statement() as conn:
             history.keep_up(conn)
+        register_tasks(app)
         runner = Relay(app)
         _stop_on_signal(runner.stopping)
         note("relay ready")

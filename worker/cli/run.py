@@ -11,7 +11,7 @@ import typer
 from worker.cli import parse
 from worker.cli.exits import ExitCode
 from worker.cli.output import emit, note
-from worker.cli.registry import check_arguments, check_queue, find_task, load
+from worker.cli.registry import check_queue, load
 from worker.cli.services import services
 from worker.errors import JobNotFound
 
@@ -61,6 +61,8 @@ def run(
     if delay is not None and at is not None:
         raise ValueError("give either --in or --at, not both")
     with services():
+        from worker.engine.schemas import check_arguments, find_task
+
         app = load()
         found = find_task(app, task)
         positional, named = [parse.json_value(text) for text in args or ()], kwargs or {}

@@ -9,7 +9,7 @@ import typer
 
 from worker.cli import options, parse
 from worker.cli.output import emit, record, table
-from worker.cli.registry import check_arguments, check_queue, find_task, load
+from worker.cli.registry import check_queue, load
 from worker.cli.services import services
 
 if TYPE_CHECKING:
@@ -85,6 +85,7 @@ def add(
     """Add a schedule with --cron or --every; the task and its arguments are checked first."""
     with services():
         from worker.db import statement
+        from worker.engine.schemas import check_arguments, find_task
         from worker.ledger import schedules
 
         positional = [parse.json_value(text) for text in args or ()]
@@ -122,6 +123,7 @@ def edit(
         raise ValueError(f"what to change about schedule {name!r}? see `holdfast schedules edit --help`")
     with services():
         from worker.db import statement
+        from worker.engine.schemas import check_arguments, find_task
         from worker.ledger import schedules
 
         _sending(queue, priority, expires)

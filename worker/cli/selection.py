@@ -7,7 +7,7 @@ from dataclasses import fields
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from worker.cli.parse import did_you_mean
+from worker.wording import did_you_mean
 
 if TYPE_CHECKING:
     from worker.ledger.manage import Filter

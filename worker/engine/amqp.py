@@ -25,6 +25,7 @@ _to_json: Callable[[Any], str] = JSONEncoder().encode
 #: Options of `apply_async` that are ours and go into the row, not into the message.
 OPTIONS = (
     "idempotency_key", "caller", "max_attempts", "unique_key", "unique_for_s", "delay_s", "expires_s", "fresh", "durable",
+    "callback_url", "metadata",
 )  # fmt: skip
 
 
@@ -154,7 +155,7 @@ class LedgerAMQP(AMQP):  # type: ignore[misc]
             idempotency_key=ours.get("idempotency_key"),
             unique_key=ours.get("unique_key"), unique_for_s=ours.get("unique_for_s"),
             parent_id=headers["parent_id"], root_id=headers["root_id"], group_id=headers["group"],
-            fresh=bool(ours.get("fresh")),
+            fresh=bool(ours.get("fresh")), callback_url=ours.get("callback_url"), metadata=ours.get("metadata"),
         )  # fmt: skip
 
         def announce() -> None:

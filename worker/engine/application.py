@@ -38,7 +38,8 @@ class Holdfast(Celery):  # type: ignore[misc]
     def send_task(self, name: str, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
         """Send a task by name, as Celery does, and return a result with the id under which the job is known.
 
-        Beside Celery's own options it takes `idempotency_key`, `caller`, `max_attempts` and `durable`. Raises `InvalidJob` for
+        Beside Celery's own options it takes `idempotency_key`, `caller`, `max_attempts`, `callback_url` (told of the job's end),
+        `metadata` (a JSON object kept with the job) and `durable`. Raises `InvalidJob` for
         what cannot be accepted, `IdempotencyConflict`, and `LedgerUnavailable` when Postgres is away; then nothing was accepted.
         """
         if not name or not isinstance(name, str):

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
+from urllib.parse import urlsplit
 
+import msgspec
 from celery import Celery
 from celery.exceptions import QueueNotFound
 
@@ -14,20 +16,28 @@ from worker.clock import parse_moment
 from worker.errors import InvalidJob, UnknownQueue
 
 #: Seconds in a hundred years: what lies further ahead does not fit the arithmetic of dates on its way.
-_FARTHEST_S = 100 * 365.25 * 86_400
+FARTHEST_S = 100 * 365.25 * 86_400
 
 #: Characters of an id or key: an index entry has its limits, and a longer one is a payload.
 LONGEST = 255
+
+#: Bytes of a call's metadata as JSON, and characters of the URL that is told of its end.
+_METADATA, _URL = 4096, 2048
 
 
 def check_options(options: dict[str, Any]) -> None:
     """Raise `InvalidJob` that names the first option of a call which cannot be what it says."""
     for name in ("task_id", "idempotency_key", "caller", "unique_key"):
-        if options.get(name) is not None and not _is_storable(options[name]):
-            raise InvalidJob(f"{name} {repr(options[name])[:60]} is not a text of 1 to {LONGEST} characters without U+0000")
+        if options.get(name) is not None and not is_storable(options[name]):
+            why = f"{name} {repr(options[name])[:60]} is not a text of 1 to {LONGEST} characters without U+0000"
+            raise InvalidJob(why, field=name)
     for name in ("time_limit", "soft_time_limit"):
         if options.get(name) is not None and not is_seconds(options[name]):
-            raise InvalidJob(f"{name}: {options[name]!r} is not a number of seconds")
+            raise InvalidJob(f"{name}: {options[name]!r} is not a number of seconds", field=name)
+    if options.get("callback_url") is not None:
+        check_url("callback_url", options["callback_url"])
+    if options.get("metadata") is not None:
+        check_metadata("metadata", options["metadata"])
     for name in ("countdown", "eta", "expires"):
         if options.get(name) is not None:
             _check_time(name, options[name], may_be_seconds=name != "eta", may_be_moment=name != "countdown")
@@ -38,25 +48,49 @@ def is_seconds(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _is_storable(value: Any) -> bool:
+def is_storable(value: Any) -> bool:
+    """Tell whether a value is a text that an id or a key can be."""
     try:
         return isinstance(value, str) and 0 < len(value) <= LONGEST and b"\0" not in value.encode()
     except UnicodeEncodeError:
         return False
 
 
+def check_url(name: str, value: Any) -> None:
+    """Raise `InvalidJob` unless a URL may be told of a job's end; whether its host may be called is judged when it is."""
+    try:
+        parts = urlsplit(value) if isinstance(value, str) and len(value) <= _URL and value.isprintable() else None
+        sound = parts and parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and "@" not in parts.netloc
+    except ValueError:
+        sound = False
+    if not sound or " " in value:
+        why = f"{value!r:.60} is not a URL of http or https, without credentials, of at most {_URL} characters"
+        raise InvalidJob(f"{name}: {why}", field=name)
+
+
+def check_metadata(name: str, value: Any) -> None:
+    """Raise `InvalidJob` unless a value is a JSON object that a job can carry along."""
+    try:
+        text = msgspec.json.encode(value) if isinstance(value, dict) else b""
+    except (TypeError, ValueError, OverflowError, RecursionError) as exc:
+        raise InvalidJob(f"{name}: it cannot be written as JSON: {exc}", field=name) from exc
+    if not text or len(text) > _METADATA or b"\\u0000" in text:
+        why = f"it is not a JSON object of at most {_METADATA:,} bytes without U+0000"
+        raise InvalidJob(f"{name}: {why}", field=name)
+
+
 def _check_time(name: str, value: Any, *, may_be_seconds: bool, may_be_moment: bool) -> None:
     if may_be_seconds and is_seconds(value):
-        if abs(value) <= _FARTHEST_S:
+        if abs(value) <= FARTHEST_S:
             return
-        raise InvalidJob(f"{name}: {value!r} seconds is not within a hundred years")
+        raise InvalidJob(f"{name}: {value!r} seconds is not within a hundred years", field=name)
     if may_be_moment and isinstance(value, datetime):
         return
     if may_be_moment and isinstance(value, str):
         moment_of(name, value)
         return
     forms = " or ".join(["a number of seconds"] * may_be_seconds + ["a datetime"] * may_be_moment)
-    raise InvalidJob(f"{name}: {value!r} is not {forms}")
+    raise InvalidJob(f"{name}: {value!r} is not {forms}", field=name)
 
 
 def moment_of(name: str, value: str | None) -> datetime | None:
@@ -66,7 +100,7 @@ def moment_of(name: str, value: str | None) -> datetime | None:
     try:
         return parse_moment(value)
     except ValueError as exc:
-        raise InvalidJob(f"{name}: {exc}") from exc
+        raise InvalidJob(f"{name}: {exc}", field=name) from exc
 
 
 def checked_priority(value: Any) -> int:
@@ -75,7 +109,7 @@ def checked_priority(value: Any) -> int:
         return 5
     if isinstance(value, int) and 0 <= value <= 9:
         return value
-    raise InvalidJob(f"priority {value!r} is not a whole number from 0 (first) to 9 (last)")
+    raise InvalidJob(f"priority {value!r} is not a whole number from 0 (first) to 9 (last)", field="priority")
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from worker import faults
 from worker.db import check_schema, statement
 from worker.engine import node
 from worker.engine.node import Node
+from worker.engine.registry import register_tasks
 from worker.errors import HoldfastError, StoreUnavailable
 from worker.ledger import nodes
 from worker.ledger.settle import Guard
@@ -46,6 +47,7 @@ def _check_and_register(sender: Any = None, **_: Any) -> None:
         queues = list(sender.app.amqp.queues.consume_from) if sender is not None else []
         _node = Node(str(getattr(sender, "hostname", "worker")), queues, _running_here, current_app.backend.crash)
         _node.register()
+        register_tasks(current_app)
         faults.arm(settings().fault)
     except (HoldfastError, ValueError) as exc:
         print(f"holdfast: {exc}", file=sys.stderr)

@@ -82,7 +82,7 @@ class Task(CeleryTask):  # type: ignore[misc]
         if self.max_attempts is not None:
             options.setdefault("max_attempts", self.max_attempts)
         if self.unique_for is not None and self.durable and not self._continues_itself(options):
-            options.setdefault("unique_key", self._unique_key(args or (), kwargs or {}))
+            options.setdefault("unique_key", self.unique_key(args or (), kwargs or {}))
             options.setdefault("unique_for_s", float(self.unique_for))
         return super().apply_async(args, kwargs, **options)
 
@@ -90,7 +90,8 @@ class Task(CeleryTask):  # type: ignore[misc]
         run = current()
         return run is not None and options.get("task_id") == run.claim.job_id
 
-    def _unique_key(self, args: Sequence[Any], kwargs: dict[str, Any]) -> str:
+    def unique_key(self, args: Sequence[Any], kwargs: dict[str, Any]) -> str:
+        """Return the key of which one call at a time is active, by `unique_on`. Raises `InvalidJob`."""
         unique_on = type(self).unique_on  # read from the class: a function would be bound to the task
         if callable(unique_on):
             return f"{self.name}:{unique_on(*args, **kwargs)}"
@@ -100,7 +101,10 @@ class Task(CeleryTask):  # type: ignore[misc]
             raise InvalidJob(f"{self.name}: {exc}") from exc
         bound.apply_defaults()
         named = bound.arguments if unique_on is None else {name: bound.arguments.get(name) for name in unique_on}
-        text = json.dumps(named, sort_keys=True, default=str)
+        return self.unique_key_of(json.dumps(named, sort_keys=True, default=str))
+
+    def unique_key_of(self, text: str) -> str:
+        """Return the key for what a call is told apart by."""
         # Long arguments by their digest, which stays when a long name is cut: an index entry has its limits.
         key = text if len(text) <= _KEY_TEXT else hashlib.sha256(text.encode()).hexdigest()
         return f"{self.name[: LONGEST - len(key) - 1]}:{key}"

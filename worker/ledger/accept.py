@@ -25,7 +25,8 @@ from worker.settings import settings
 #: An accept that finds the id taken by a living job that waits for its replacement fills that row instead.
 _INSERT = """
 INSERT INTO jobs (id, task, queue, priority, state, message, args, kwargs, available_at, expires_at, max_attempts, caller,
-                  idempotency_key, parent_id, root_id, group_id, unique_key, unique_until, gate, dispatch_epoch, dispatched_at)
+                  idempotency_key, parent_id, root_id, group_id, unique_key, unique_until, gate,
+                  callback_url, metadata, dispatch_epoch, dispatched_at)
 SELECT %(id)s::text, %(task)s::text, %(queue)s::text, %(priority)s::int2,
        CASE WHEN due.at > clock_timestamp() THEN 'scheduled' ELSE 'queued' END,
        %(message)s::json, %(args)s::text, %(kwargs)s::text, due.at,
@@ -33,6 +34,7 @@ SELECT %(id)s::text, %(task)s::text, %(queue)s::text, %(priority)s::int2,
        %(max_attempts)s::int4, %(caller)s::text, %(idempotency_key)s::text,
        %(parent_id)s::text, %(root_id)s::text, %(group_id)s::text,
        %(unique_key)s::text, clock_timestamp() + %(unique_for_s)s::float8 * interval '1 second', %(gate)s::text,
+       %(callback_url)s::text, %(metadata)s::jsonb,
        CASE WHEN due.at > clock_timestamp() THEN NULL ELSE %(epoch)s::text END,
        CASE WHEN due.at > clock_timestamp() OR %(epoch)s::text IS NULL THEN NULL ELSE clock_timestamp() END
 FROM (SELECT greatest('2000-01-01', coalesce(%(available_at)s::timestamptz,
@@ -42,7 +44,9 @@ WHERE {unless}
 ON CONFLICT (id) DO UPDATE
    SET task = excluded.task, queue = excluded.queue, priority = excluded.priority, state = excluded.state,
        message = excluded.message, args = excluded.args, kwargs = excluded.kwargs, available_at = excluded.available_at,
-       expires_at = excluded.expires_at, gate = excluded.gate, revision = jobs.revision + 1,
+       expires_at = excluded.expires_at, gate = excluded.gate,
+       callback_url = coalesce(excluded.callback_url, jobs.callback_url), metadata = coalesce(excluded.metadata, jobs.metadata),
+       revision = jobs.revision + 1,
        dispatch_epoch = excluded.dispatch_epoch, dispatched_at = excluded.dispatched_at
  WHERE jobs.state = 'scheduled' AND jobs.available_at = '9000-01-01 00:00+00'
 RETURNING revision, (extract(epoch FROM dispatched_at) * 1000)::int8
@@ -71,7 +75,7 @@ _GIVE_KEY = "UPDATE job_keys SET job_id = %s WHERE caller = %s AND key = %s"
 
 _COPY = """
 COPY jobs (id, task, queue, priority, state, message, args, kwargs, available_at, max_attempts, caller, root_id,
-           gate, dispatch_epoch, dispatched_at)
+           gate, callback_url, metadata, dispatch_epoch, dispatched_at)
 FROM STDIN
 """
 
@@ -245,6 +249,10 @@ def _message_text(job: NewJob) -> str:
         raise InvalidJob(f"{job.task}: the headers cannot be written as JSON: {exc}") from exc
 
 
+def _metadata_text(job: NewJob) -> str | None:
+    return None if job.metadata is None else encode(job.metadata).decode()
+
+
 def _parameters(job: NewJob, epoch: str | None) -> dict[str, Any]:
     return {
         "id": job.id, "task": job.task, "queue": job.queue, "priority": job.priority, "message": _message_text(job),
@@ -253,7 +261,8 @@ def _parameters(job: NewJob, epoch: str | None) -> dict[str, Any]:
         "max_attempts": job.max_attempts, "caller": job.caller, "idempotency_key": job.idempotency_key,
         "parent_id": job.parent_id, "root_id": job.root_id, "group_id": job.group_id,
         "unique_key": job.unique_key, "unique_for_s": job.unique_for_s,
-        "gate": job.gate, "epoch": epoch if job.immediate and job.gate is None else None,
+        "gate": job.gate, "callback_url": job.callback_url, "metadata": _metadata_text(job),
+        "epoch": epoch if job.immediate and job.gate is None else None,
     }  # fmt: skip
 
 
@@ -280,7 +289,8 @@ def copy_jobs(jobs: Sequence[NewJob]) -> list[str]:
                     sendables.append(Sendable(job.id, job.queue, job.priority, 0, job.message, epoch, sent_ms))
                 copy.write_row((
                     job.id, job.task, job.queue, job.priority, "queued", _message_text(job), job.args, job.kwargs,
-                    moment, job.max_attempts, job.caller, job.root_id, job.gate, epoch, moment if epoch else None,
+                    moment, job.max_attempts, job.caller, job.root_id,
+                    job.gate, job.callback_url, _metadata_text(job), epoch, moment if epoch else None,
                 ))  # fmt: skip
         faults.point(faults.AFTER_INSERT)
     faults.point(faults.AFTER_COMMIT)

@@ -48,6 +48,10 @@ class NewJob:
     fresh: bool = False
     #: The line it waits in, as accepting it finds out.
     gate: str | None = None
+    #: Who is told of its end.
+    callback_url: str | None = None
+    #: What its caller wants to find again on it: a JSON object.
+    metadata: dict[str, Any] | None = None
 
     @property
     def immediate(self) -> bool:
