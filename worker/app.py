@@ -46,7 +46,7 @@ def defaults() -> dict[str, Any]:
     }  # fmt: skip
 
 
-_OURS = ("worker.tasks.cache", "worker.tasks.http", "worker.tasks.maintenance")
+_OURS = ("worker.tasks.cache", "worker.tasks.http", "worker.tasks.llm", "worker.tasks.maintenance")
 
 app = Holdfast("holdfast", include=[*_OURS, *read_settings().include])
 app.add_defaults(defaults)

@@ -12,7 +12,7 @@
     │   ├── UnknownQueue         no such queue is configured
     │   ├── UnknownTask          no such task is registered
     │   ├── InvalidArguments     the task takes other arguments
-    │   └── InvalidRequest       `http.call` cannot make such a call
+    │   └── InvalidRequest       `http.call` or `llm.chat` cannot make such a call
     ├── InvalidSchedule (ValueError)
     │   └── ScheduleNotFound     no schedule has this name
     ├── IdempotencyConflict      the key was used with another payload
@@ -117,7 +117,7 @@ class InvalidArguments(InvalidJob):
 
 
 class InvalidRequest(InvalidJob):
-    """The HTTP call cannot be made as given."""
+    """The call cannot be made as given."""
 
 
 class InvalidSchedule(HoldfastError, ValueError):

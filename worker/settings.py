@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AliasChoices, Field, ValidationError, field_validator, model_validator
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from worker.errors import SettingsError
@@ -73,6 +74,15 @@ class Settings(BaseSettings):
     http_allow_private: bool = Field(False, description="Whether `http.call` may reach private, loopback and link-local addresses.")
     http_max_bytes: int = Field(1_048_576, ge=0, description="Largest response body `http.call` reads, in bytes.")
 
+    llm_base_url: str = Field("", description="Base URL of the OpenAI-compatible API that `llm.chat` calls, such as https://api.example.com/v1. Empty: its jobs fail.")
+    llm_api_key: SecretStr = Field(SecretStr(""), description="Key that `llm.chat` sends to its API. Empty: none is sent.")
+    llm_prices: Statements = Field([], description="Price table of `llm.chat`, separated by semicolons: a model or the beginning of its name and a star, then the millionths of money a million tokens cost sent, returned, and perhaps sent from the API's own cache, as in `small 150000 600000 75000; large-* 2500000 10000000`.")
+    llm_subject: str = Field("llm:default", description="Whose budget a call of `llm.chat` counts in that names no subject.")
+    llm_max_output_tokens: int = Field(1024, ge=1, le=10_000_000, description="Most tokens of an answer to a call of `llm.chat` that does not say how many; so many are reserved.")
+    llm_timeout_s: float = Field(120.0, gt=0, le=3600, description="Seconds a call of `llm.chat` may take that does not say how many.")
+    llm_lease_s: float = Field(30.0, ge=1, le=3600, description="Seconds after which the reservation of a dead worker's call is free again; renewed at a third of it.")
+    llm_cache_ttl_s: int = Field(3600, ge=1, description="Seconds an answer of `llm.chat` is kept where its call allows that.")
+
     flower_auth: str = Field("", description="`user:password` that Flower asks for. Empty: it listens on loopback only, and a password is made up and told at each start.")
     log_level: str = Field("INFO", description="Least severe log line that is written.")
     log_json: bool = Field(False, description="Whether log lines are JSON objects.")
@@ -85,7 +95,7 @@ class Settings(BaseSettings):
             return [part.strip() for part in value.split(",") if part.strip()]
         return value
 
-    @field_validator("limits", mode="before")
+    @field_validator("limits", "llm_prices", mode="before")
     @classmethod
     def _split_statements(cls, value: Any) -> Any:
         if isinstance(value, str):
@@ -97,6 +107,34 @@ class Settings(BaseSettings):
     def _are_policies(cls, value: list[str]) -> list[str]:
         if any(len(text.split()) < 3 for text in value):
             raise ValueError("must be policies of three words or more, such as `host {host} 10/second`, separated by semicolons")
+        return value
+
+    @field_validator("llm_prices")
+    @classmethod
+    def _are_prices(cls, value: list[str]) -> list[str]:
+        if any(not re.fullmatch(r"[^\s*]*\*?( +[0-9]{1,15}){2,3}", text) for text in value):
+            raise ValueError("must be prices such as `small 150000 600000`: whole millionths of money for a million tokens, sent and returned")
+        return value
+
+    @field_validator("llm_base_url")
+    @classmethod
+    def _is_api(cls, value: str) -> str:
+        if value and not re.fullmatch(r"https?://[^\s/@?#]+(/[^\s@?#]*)?", value):
+            raise ValueError("must be a URL like https://api.example.com/v1, without a password and without a query")
+        return value
+
+    @field_validator("llm_api_key")
+    @classmethod
+    def _is_header(cls, value: SecretStr) -> SecretStr:
+        if not re.fullmatch(r"[!-~]*", value.get_secret_value()):
+            raise ValueError("must be printable ASCII without spaces, as it goes into a header")
+        return value
+
+    @field_validator("llm_subject")
+    @classmethod
+    def _is_subject(cls, value: str) -> str:
+        if not re.fullmatch(r"[a-z][a-z0-9_]*:[^\s/*]{1,100}(/[a-z][a-z0-9_]*:[^\s/*]{1,100}){0,4}", value):
+            raise ValueError("must be a subject like llm:default or org:acme/team:7")
         return value
 
     @field_validator("database_url")

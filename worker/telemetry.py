@@ -24,6 +24,9 @@ LIMIT_OUTAGES = Counter("holdfast_limit_outages", "Decisions made without Redis,
 #: What became of reservations.
 BUDGETED = Counter("holdfast_budget_calls", "Reservations of budgets, by what became of them.", ["outcome"])
 
+#: Calls of language models.
+LLM_CALLS = Counter("holdfast_llm_calls", "Calls of language models, by what became of them.", ["outcome"])
+
 #: Reads that the cache answered.
 CACHE_HITS = Counter("holdfast_cache_hits", "Reads the cache answered with a fresh value.", ["region"])
 #: Reads that found nothing usable.

@@ -118,7 +118,7 @@ def test_setting_has_a_description_a_default_and_a_unit(name: str) -> None:
     assert found.description.endswith(".")
     assert not found.is_required(), "no default"
     number = found.annotation in (int, float)
-    unit = re.search(r"(_s|_ms|_days|_bytes|_size|_loads|window|max_crashes)$", name)
+    unit = re.search(r"(_s|_ms|_days|_bytes|_size|_loads|_tokens|window|max_crashes)$", name)
     assert not number or unit, "a number carries its unit in its name"
     if name.endswith("_s"):
         assert re.search("seconds", found.description, re.IGNORECASE), "the description says that it counts seconds"
@@ -145,7 +145,7 @@ def test_every_function_that_makes_a_key_has_a_kind() -> None:
     made += [keys.limit("host:a", "s60"),
             keys.limit("host:a", "slots"), keys.budget("org:a"), keys.budget_calls("org:a"),
             *(beside(lease) for lease in (keys.lock("a"), keys.semaphore("a")) for beside in (str, keys.fence, keys.waiters)),
-            keys.redlock("a")]  # fmt: skip
+            keys.redlock("a"), keys.llm_room("a:small", "tokens")]  # fmt: skip
     for key in made:
         assert any(keys_match(kind.pattern, key) for kind in keys.KINDS), key
 

@@ -18,7 +18,7 @@ from worker.db import is_away, statement
 from worker.engine import node
 from worker.engine.chording import ChordRows
 from worker.engine.ending import Ending, current_ending, within
-from worker.engine.run import Phase, Run, current, leave
+from worker.engine.run import Phase, Run, Snooze, current, leave
 from worker.errors import ClaimLost, LedgerUnavailable
 from worker.ledger import results, settle
 from worker.ledger.accept import scope
@@ -132,7 +132,11 @@ class LedgerBackend(ChordRows):
             run.give_back(cause, crashed=own)
 
     def settle_aside(self, run: Run, exc: Retry | Ignore | Reject, request: Any) -> None:
-        """End an attempt that neither succeeded nor failed: a retry, a replacement, a rejection, or a task that ended itself."""
+        """End an attempt that neither succeeded nor failed: retried, snoozed, replaced, rejected or ended by its task."""
+        if isinstance(exc, Snooze):
+            run.roll_back()
+            self.snooze(run, exc.delay_s, exc.why)
+            return
         error = repr(getattr(exc, "exc", None) or exc)
         job_id, most = run.claim.job_id, run.claim.max_attempts
         if isinstance(exc, Reject) and not exc.requeue:
@@ -158,7 +162,7 @@ class LedgerBackend(ChordRows):
         results.status.invalidate(job_id)  # nothing of it is written through: who asks next reads the row
 
     def snooze(self, run: Run, delay_s: float, why: str) -> None:
-        """Put a job off whose body has not begun, without an attempt."""
+        """Put a job off without an attempt, for its body has not begun or undone what it did."""
         with run.settling("snoozed") as conn:
             if not settle.snooze(conn, run.claim.job_id, run.guard, delay_s, error=why):
                 raise ClaimLost(f"job {run.claim.job_id} is no longer this attempt's")

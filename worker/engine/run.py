@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 import psycopg
+from celery.exceptions import Ignore
 from sqlalchemy import event
 from sqlalchemy.orm import Session
 
@@ -36,6 +37,14 @@ class Phase(Enum):
     BODY = "body"
     SETTLING = "settling"
     OVER = "over"
+
+
+class Snooze(Ignore):  # type: ignore[misc]
+    """The body asks to be put off, as if it had not been tried."""
+
+    def __init__(self, delay_s: float, why: str) -> None:
+        super().__init__(delay_s, why)  # from which a prefork pool's parent makes it anew
+        self.delay_s, self.why = delay_s, why
 
 
 @dataclass

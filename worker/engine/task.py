@@ -18,7 +18,7 @@ from worker import faults, locks
 from worker.db import raw, session, statement
 from worker.engine import locking, node
 from worker.engine.options import LONGEST
-from worker.engine.run import Phase, Run, current, enter
+from worker.engine.run import Phase, Run, Snooze, current, enter
 from worker.errors import InvalidJob, LedgerUnavailable, NotInJob, StoreUnavailable
 from worker.ledger import enqueue_in, gate, progress
 from worker.ledger.claim import Claim, try_claim
@@ -246,6 +246,14 @@ class Task(CeleryTask):  # type: ignore[misc]
         """
         run = self._run("self.once()")
         return raw(run.session).execute(_ONCE, (run.claim.job_id, name)).fetchone() is not None
+
+    def snooze(self, delay_s: float, why: str) -> NoReturn:
+        """Put this job off for so many seconds, as if it had not been tried: what it wrote is rolled back, no attempt counts.
+
+        For a job that has found out that it cannot do its work yet; `why` is told with its state meanwhile.
+        """
+        self._run("self.snooze()")
+        raise Snooze(delay_s, why)
 
     @property
     def held_lock(self) -> locks.Held | None:

@@ -46,6 +46,8 @@ KINDS = (
     KeyKind("holdfast:budget:{<root>}", "coordination", "hash", "32 days after the last call",
             "closed: nothing is admitted until it is rebuilt"),
     KeyKind("holdfast:budget:{<root>}:calls", "coordination", "zset", "as the budget's", "as above"),
+    KeyKind("holdfast:llm:{<provider>}:<kind>", "coordination", "string", "until the provider has room again, at most an hour",
+            "open: the provider refuses by itself"),
     KeyKind("_kombu.binding.<exchange>", "coordination", "set", "none: kombu's own, a line for each queue and worker",
             "remote control and events wait; jobs use no exchange"),
     KeyKind("_kombu.binding_permanent.<exchange>", "coordination", "set", "none: kombu's own, a line for each queue", "as above"),
@@ -134,6 +136,11 @@ def budget(root: str) -> str:
 def budget_calls(root: str) -> str:
     """Return the calls of a tree by the moment something is to be done about them: their lease ends, or they are forgotten."""
     return f"holdfast:budget:{{{root}}}:calls"
+
+
+def llm_room(provider: str, kind: str) -> str:
+    """Return what the provider of a model says it has left of requests or tokens, or that it is not to be called for now."""
+    return f"holdfast:llm:{{{provider}}}:{kind}"
 
 
 def result(job_id: str) -> str:
