@@ -367,12 +367,29 @@ def metered(tenant: str, number: int = 0) -> int:
     return number
 
 
+@app.task(bind=True, limits=["again:{args[0]} 3/hour"])
+def limited_again(self: Any, name: str, other: str) -> str:
+    """Go on once under the name of another."""
+    if self.request.retries == 0:
+        raise self.retry(args=(other, other), countdown=0)
+    return name
+
+
 @app.task(limits=["crowd:{args[0]} 2 concurrent lease 2s"])
 def crowd(name: str, seconds: float) -> list[float]:
     """Work in a crowd of two at most; tell from when to when."""
     start = time.time()
     time.sleep(seconds)
     return [start, time.time()]
+
+
+@app.task(bind=True, limits=["crowd:{args[0]} 2 concurrent lease 2s"], max_retries=1)
+def crowd_again(self: Any, name: str, seconds: float) -> str:
+    """Work in a crowd and fail once."""
+    time.sleep(seconds)
+    if self.request.retries == 0:
+        raise self.retry(countdown=0)
+    return name
 
 
 @app.task(limits=["narrow:{args[0]} 2 concurrent lease 2s"])

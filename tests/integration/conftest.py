@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -13,8 +15,10 @@ from redis import Redis
 
 from tests import harness
 from tests import sample_tasks as tasks
+from tests.harness import eventually
 from worker import faults
 from worker.app import app
+from worker.embedded import RedisServer, Stack
 from worker.engine.node import Node
 from worker.engine.relay import Relay
 from worker.store import keys
@@ -98,3 +102,64 @@ class Bench:
 def bench(env: dict[str, str], redis: Redis) -> Bench:
     """A worker without a process, known to the fleet."""
     return Bench(redis)
+
+
+# ---- other servers
+
+
+def free_port() -> int:
+    """Return a port of this machine that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+@pytest.fixture(params=["stack", *harness.redis_programs()])
+def server(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, env: dict[str, str]
+) -> Iterator[RedisServer]:
+    """The coordination server, of every kind there is here."""
+    if request.param == "stack":
+        yield request.getfixturevalue("stack").redis
+        return
+    program = harness.redis_programs()[request.param]
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "redis-server").symlink_to(program)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=":")
+    (tmp_path / "redis").mkdir()
+    found = RedisServer(tmp_path / "redis", free_port(), "secret")
+    found.start()
+    monkeypatch.setenv("REDIS_URL", found.url)
+    harness.forget()
+    yield found
+    found.thaw()
+    found.stop()
+
+
+@pytest.fixture
+def replica(stack: Stack, tmp_path: Path) -> Iterator[RedisServer]:
+    """A second server that copies the first until it is told to stop."""
+    (tmp_path / "redis").mkdir()
+    server = RedisServer(tmp_path / "redis", free_port(), stack.redis.password)
+    server.start()
+    process = server.process()  # asked now: once it has the other's address, it looks like the other
+    assert process
+    with Redis.from_url(server.url) as client:
+        client.config_set("masterauth", stack.redis.password)
+        client.replicaof("127.0.0.1", stack.redis.port)
+        eventually(lambda: client.info("replication")["master_link_status"] == "up", 20)
+    yield server
+    process.kill()
+    process.wait(10)
+
+
+def promoted_on(port: int, replica: RedisServer) -> Callable[[], None]:
+    """Cut the copy off and return what puts it in the place of the first, at its address."""
+    client = Redis.from_url(replica.url)
+    client.replicaof("NO", "ONE")
+
+    def fail_over() -> None:
+        eventually(lambda: client.config_set("port", port), 10)
+        client.close()
+
+    return fail_over

@@ -174,7 +174,9 @@ def test_call_that_takes_more_than_its_estimate_is_counted_in_full(env: dict[str
 
 
 @pytest.mark.parametrize(
-    "spend", [Spend(tokens=1.5), Spend(micros=0.1), Spend(tokens=-1), Spend(tokens=True), Spend(tokens=2**60)]  # type: ignore[arg-type]
+    "spend",
+    [Spend(tokens=1.5), Spend(micros=0.1), Spend(tokens=-1), Spend(tokens=True), Spend(tokens=2**60),  # type: ignore[arg-type]
+     Spend(requests=2**31), Spend(tokens=float("nan"))],  # type: ignore[arg-type]
 )
 def test_spend_that_is_no_whole_number_is_refused(spend: Spend, env: dict[str, str]) -> None:
     of = budgets(org="1000 tokens/day")
@@ -187,14 +189,16 @@ def test_spend_that_is_no_whole_number_is_refused(spend: Spend, env: dict[str, s
 @pytest.mark.parametrize(
     "text",
     ["", "1.5 micros/day", "5 dollars/day", "5 tokens", "5 tokens/week", "1 tokens/day, 2 tokens/day", "-1 tokens/day", None,
-     "_ tokens/day"],
+     "_ tokens/day", "1__0 tokens/day", "_1 tokens/day", "9" * 5000 + " tokens/day", f"{2**53} tokens/day"],
 )  # fmt: skip
 def test_budget_that_cannot_be_understood_gets_one_clear_error(text: Any) -> None:
     with pytest.raises(InvalidLimit, match=r"^budget: "):
         Plan({"org:*": text})
 
 
-@pytest.mark.parametrize("subject", ["", "acme", "org:acme/", "org:*", "org:a b", "/".join(["a:b"] * 7), None])
+@pytest.mark.parametrize(
+    "subject", ["", "acme", "org:acme/", "org:*", "org:a b", "/".join(["a:b"] * 7), "org:\ud800", "org:a\0", None]
+)
 def test_subject_that_cannot_be_is_refused(subject: Any, env: dict[str, str]) -> None:
     with pytest.raises(InvalidLimit, match=r"^subject: "):
         budgets(org="1 tokens/day").try_reserve(subject, Spend())
@@ -298,6 +302,31 @@ def test_every_budget_key_has_a_time_to_live_and_a_kind(redis: Redis, env: dict[
     found = {key.decode(): redis.pttl(key) for key in redis.scan_iter()}
     assert set(found) == {keys.budget(ORG), keys.budget_calls(ORG)}
     assert min(found.values()) > 31 * 86_400_000
+
+
+def test_tree_that_a_clock_ahead_of_time_has_changed_is_loaded_anew(redis: Redis, env: dict[str, str]) -> None:
+    """While the clock of the server ran ahead it dropped what of today was spent: that must not be spent again."""
+    of = budgets(org="1000 tokens/day")
+    reserve(of, USER, Spend(tokens=300))
+    redis.hset(keys.budget(ORG), "at", int((time.time() + 86_400) * 1_000_000))
+    with pytest.raises(BudgetNotRebuilt):
+        of.try_reserve(USER, Spend(tokens=1))
+
+
+def test_many_calls_to_be_forgotten_do_not_keep_one_caller_waiting(redis: Redis, env: dict[str, str]) -> None:
+    of = budgets(org="1000 tokens/day")
+    reserve(of, USER, Spend(tokens=300))
+    redis.zadd(keys.budget_calls(ORG), {f"ended{n}": n for n in range(1200)})
+    assert of.try_reserve(USER, Spend(tokens=300))
+    assert 0 < redis.zcard(keys.budget_calls(ORG)) - 2 < 1200, "all at once, or none"
+    assert eventually(lambda: of.try_reserve(USER, Spend()) and redis.zcard(keys.budget_calls(ORG)) < 20, 5)
+
+
+@pytest.mark.parametrize("id", ["", "x" * 256, "a\0", "a\nb", "\ud800", 7])
+def test_id_that_no_server_could_keep_is_refused(id: Any, env: dict[str, str]) -> None:
+    if id != "":  # none given: a new one
+        with pytest.raises(InvalidLimit, match=r"^id: "):
+            budgets(org="1000 tokens/day").try_reserve(USER, Spend(), id=id)
 
 
 # ---- races

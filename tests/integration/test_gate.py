@@ -18,7 +18,7 @@ from tests.sample_tasks import add, metered, narrow
 from worker.app import app
 from worker.engine.relay import Relay
 from worker.errors import InvalidJob, InvalidLimit
-from worker.ledger import gate, limits, manage
+from worker.ledger import limits, lines, manage
 from worker.ledger.message import HEADER
 from worker.limits.policy import parse_policy
 from worker.store import keys
@@ -145,7 +145,7 @@ def test_call_that_lacks_what_names_its_key_is_refused(env: dict[str, str]) -> N
 @pytest.mark.parametrize("text", ["10/second", "host 10/second", "host:{nobody} 10/second", "host:{host} often", "", None])
 def test_task_with_a_limit_that_cannot_be_is_refused_where_it_is_declared(text: Any) -> None:
     with pytest.raises(InvalidLimit):
-        gate.declare("some.task", [text])
+        lines.declare("some.task", [text])
 
 
 def test_limited_jobs_of_a_flushed_broker_wait_in_line_again(bench: Bench, relay: Relay, redis: Redis) -> None:
@@ -193,7 +193,7 @@ def test_job_whose_slot_ran_out_in_the_queue_and_was_taken_waits_on_without_an_a
     relay.round()
     message = bench.take()
     assert message is not None
-    (charge,) = gate.charges_of(message["headers"][HEADER]["g"])
+    (charge,) = lines.charges_of(message["headers"][HEADER]["g"])
     charge.limit.reset("x")  # type: ignore[attr-defined]
     for holder in ("one", "two"):
         charge.limit.try_acquire("x", holder=holder)  # type: ignore[attr-defined]

@@ -2,45 +2,16 @@
 
 from __future__ import annotations
 
-import socket
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from redis import Redis
 
-from tests import harness
 from tests.harness import eventually
 from worker import locks
 from worker.embedded import RedisServer
 from worker.errors import StoreFull, StoreRefused, StoreUnavailable
 from worker.store import coordination, keys, script
-
-
-@pytest.fixture(params=["stack", *harness.redis_programs()])
-def server(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, env: dict[str, str]
-) -> Iterator[RedisServer]:
-    """The coordination server, of every kind there is here."""
-    if request.param == "stack":
-        yield request.getfixturevalue("stack").redis
-        return
-    program = harness.redis_programs()[request.param]
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "redis-server").symlink_to(program)
-    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=":")
-    (tmp_path / "redis").mkdir()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    found = RedisServer(tmp_path / "redis", port, "secret")
-    found.start()
-    monkeypatch.setenv("REDIS_URL", found.url)
-    harness.forget()
-    yield found
-    found.thaw()
-    found.stop()
 
 
 def test_lease_is_taken_once_and_again_by_its_own_token(server: RedisServer) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import statistics
 import time
+from uuid import uuid4
 
 import pytest
 from redis import Redis
@@ -106,8 +108,12 @@ def test_counter_takes_two_hundred_bytes_whatever_the_cost(limit: int, way: str,
     if "burst" in way:
         limit = min(limit, 60_000_000)
     limiter = Limiter(f"{limit}{way.format(limit)}", name="user")
-    limiter.acquire("0190b5a0-8c3e-7a3e-9d5b-1c2d3e4f5a6b", cost=limit)
-    assert redis.memory_usage(limiter.counter("0190b5a0-8c3e-7a3e-9d5b-1c2d3e4f5a6b")) <= 200
+    users = [str(uuid4()) for _ in range(21)]
+    for user in users:
+        limiter.acquire(user, cost=limit)
+    sizes = [redis.memory_usage(limiter.counter(user)) for user in users]
+    # An allocator that finds a larger piece free gives that: the median is what a counter takes.
+    assert statistics.median(size for size in sizes if isinstance(size, int)) <= 200
 
 
 def test_changed_limit_goes_on_counting_what_was_admitted() -> None:
@@ -145,6 +151,31 @@ def test_every_key_is_of_a_declared_kind(redis: Redis) -> None:
     Limiter("5 concurrent", name="test").try_acquire("a", holder="x")
     Limiter("5/minute", name="test").try_acquire("a")
     assert {key.decode() for key in redis.scan_iter()} == {"holdfast:limit:{test:a}:slots", "holdfast:limit:{test:a}:s60"}
+
+
+@pytest.mark.parametrize("rate", ["5/minute", "5/minute burst 5"])
+def test_counter_of_a_clock_that_ran_ahead_heals_within_a_period(rate: str, redis: Redis) -> None:
+    """The counter is what a server would have written whose clock was a day ahead, before it was set right."""
+    limiter = Limiter(rate, name="test")
+    limiter.acquire("a", cost=5)
+    counter, raw = limiter.counter("a"), redis.get(limiter.counter("a"))
+    assert isinstance(raw, bytes)
+    if "burst" in rate:
+        ahead = f"{float(raw) + 86_400_000_000:.3f}".encode()
+    else:
+        ahead = (int.from_bytes(raw[:5], "little") + 86_400).to_bytes(5, "little") + raw[5:]
+    redis.set(counter, ahead, px=86_400_000)
+    refusal = limiter.try_acquire("a", cost=5)
+    assert not refusal, "what was charged in the future was forgotten"
+    assert refusal.retry_after_s <= 62
+    if "burst" not in rate:
+        assert redis.pttl(counter) <= 62_000, "it does not age until the clock has caught up"
+
+
+def test_bucket_under_a_smaller_burst_owes_no_more_than_that(redis: Redis) -> None:
+    Limiter("1/minute burst 100", name="test").acquire("a", cost=100)
+    assert Limiter("1/minute burst 2", name="test").try_acquire("a").retry_after_s <= 60
+    assert Limiter("1/minute burst 2", name="test").try_acquire("a", cost=2).retry_after_s <= 120
 
 
 # ---- slots

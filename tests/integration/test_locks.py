@@ -12,10 +12,9 @@ import pytest
 from redis import Redis
 
 from tests.harness import Program, eventually
-from tests.integration.test_lease import server  # noqa: F401 - a fixture
 from worker.embedded import RedisServer
 from worker.errors import InvalidLock, LockBusy, LockLost, LockReentered
-from worker.locks import Held, Lock, Semaphore, break_lock, list_locks, picture_of
+from worker.locks import Held, Lock, Semaphore, break_lock, list_locks, picture_of, queued
 from worker.locks import held as held_locks
 from worker.locks.turns import turns
 from worker.store import keys
@@ -74,7 +73,7 @@ def waiters(redis: Redis, name: str, count: int, work: Callable[[int, Held], Non
 
 
 @pytest.fixture
-def elsewhere(server: RedisServer) -> Iterator[None]:  # noqa: F811
+def elsewhere(server: RedisServer) -> Iterator[None]:
     """Let this process listen on the server of the test, and on its own again afterwards."""
     turns.cache_clear()
     yield
@@ -202,6 +201,7 @@ def test_holder_that_stood_still_for_longer_than_its_lease_knows_it_the_moment_i
 def test_two_hundred_waiters_are_served_in_the_order_they_came_without_polling(redis: Redis) -> None:
     order: list[tuple[int, int]] = []
     gate = Lock("a", LONG_S).acquire()
+    began = time.monotonic()
     threads = waiters(redis, "a", 200, lambda n, held: order.append((n, held.fence)) or time.sleep(0.005))  # type: ignore[func-returns-value]
     spent = commands(redis)
     gate.release()
@@ -212,7 +212,9 @@ def test_two_hundred_waiters_are_served_in_the_order_they_came_without_polling(r
     assert [fence for _, fence in order] == sorted({fence for _, fence in order})
     # What they sent to queue up was counted as one each by `waiters`; from then on each sends its release, and no more.
     assert spent["evalsha"] + 200 <= 6 * 200
-    assert spent["evalsha"] <= 210, "somebody asked instead of waiting to be told"
+    # On a machine so slow that they wait for longer than a waiter relies on being told, each may ask once in that time.
+    may_ask = 200 * int((time.monotonic() - began) / queued._ASK_S)
+    assert spent["evalsha"] <= 210 + may_ask, "somebody asked instead of waiting to be told"
     inside = sum(calls for name, calls in spent.items() if name not in ("evalsha", "info", "ping", "llen"))
     assert inside <= 8 * 200, "the scripts have become dear"
     assert queue_of(redis, "a") == 0

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -14,6 +12,7 @@ import pytest
 from redis import Redis
 
 from tests.harness import eventually
+from tests.integration.conftest import promoted_on
 from worker.embedded import RedisServer, Stack
 from worker.errors import LockLost, StoreUnavailable
 from worker.locks import AdvisoryLock, Held, Lock, Semaphore
@@ -146,26 +145,6 @@ def take_elsewhere(lock: Lock) -> Held:
     return found[0]
 
 
-@pytest.fixture
-def replica(stack: Stack, tmp_path: Path) -> Iterator[RedisServer]:
-    """A second server that copies the first until it is told to stop."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    (tmp_path / "redis").mkdir()
-    server = RedisServer(tmp_path / "redis", port, stack.redis.password)
-    server.start()
-    process = server.process()  # asked now: once it has the other's address, it looks like the other
-    assert process
-    with Redis.from_url(server.url) as client:
-        client.config_set("masterauth", stack.redis.password)
-        client.replicaof("127.0.0.1", stack.redis.port)
-        eventually(lambda: client.info("replication")["master_link_status"] == "up", 20)
-    yield server
-    process.kill()
-    process.wait(10)
-
-
 def test_failover_to_a_stale_copy_lets_two_hold_it_and_the_fence_tells_them_apart(
     stack: Stack, replica: RedisServer, redis: Redis, db: Conn
 ) -> None:
@@ -189,18 +168,6 @@ def test_failover_to_a_stale_copy_lets_two_hold_it_and_the_fence_tells_them_apar
     assert write(db, usurper.fence)
     assert usurper.release()
     db.execute("DROP TABLE ledger_of_one")
-
-
-def promoted_on(port: int, replica: RedisServer) -> Callable[[], None]:
-    """Cut the copy off and return what puts it in the place of the first, at its address."""
-    client = Redis.from_url(replica.url)
-    client.replicaof("NO", "ONE")
-
-    def fail_over() -> None:
-        eventually(lambda: client.config_set("port", port), 10)
-        client.close()
-
-    return fail_over
 
 
 def begin(db: Conn, fence: int) -> bool:

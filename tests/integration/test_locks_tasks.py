@@ -335,7 +335,7 @@ def test_bad_option_is_one_clear_error_when_the_task_is_declared(env: dict[str, 
     app.finalize()
     try:
         with pytest.raises(InvalidLock, match=f"^{name}: .*{told}"):
-            app.task(name=name, **options)(nothing).delay  # noqa: B018 - a task is made when it is first used
+            app.task(name=name, shared=False, **options)(nothing).delay  # noqa: B018 - a task is made when it is first used
     finally:
         app.tasks.pop(name, None)
 

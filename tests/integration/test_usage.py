@@ -102,6 +102,76 @@ def test_call_is_on_record_from_its_reservation_to_its_end(policy: Callable[[str
     assert spent() == (1, 150, 15, 0, 0, 0)
 
 
+def test_id_of_another_call_is_refused_and_never_spends_twice(
+    policy: Callable[[str], Any], db: psycopg.Connection[Any], redis: Redis
+) -> None:
+    policy("budget org:* 1000 tokens/month")
+    assert usage.reserve(USER, Spend(tokens=400), id="one")
+    assert usage.reserve(USER, Spend(tokens=400), id="one"), "the same call again is the same call"
+    with pytest.raises(InvalidLimit, match="'one' is reserved for 'org:acme/user:7'; reserve under a new id"):
+        usage.reserve("org:other/user:1", Spend(tokens=400), id="one")
+    usage.settle("one", Actual(tokens_in=300))
+    redis.flushall()  # and with it the memory of what has ended
+    with pytest.raises(InvalidLimit, match="'one' has ended; reserve under a new id"):
+        usage.reserve(USER, Spend(tokens=400), id="one")
+    usage.reserve(USER, Spend(tokens=1))
+    assert spent() == (2, 301, 0, 1, 1, 0)
+
+
+@pytest.mark.parametrize(
+    "options", [{"id": "a\0"}, {"id": "x" * 256}, {"model": "a\0"}, {"model": "m" * 999}, {"job_id": "\ud800"}]
+)
+def test_what_the_record_could_not_keep_is_refused(options: dict[str, str], policy: Callable[[str], Any]) -> None:
+    policy("budget org:* 1000 tokens/month")
+    (name,) = options
+    with pytest.raises(InvalidLimit, match=f"^{name}: "):
+        usage.reserve(USER, Spend(tokens=1), **options)  # type: ignore[arg-type]
+
+
+def test_ends_in_any_order_count_once(policy: Callable[[str], Any], db: psycopg.Connection[Any]) -> None:
+    policy("budget org:* 1000 tokens/month")
+    first, second = usage.reserve(USER, Spend(tokens=400)), usage.reserve(USER, Spend(tokens=400))
+    usage.settle(first.id, Actual(tokens_in=100))
+    assert usage.release(first.id) is Outcome.AGAIN, "what was spent cannot be given back"
+    usage.release(second.id)
+    with pytest.raises(InvalidLimit, match="is not reserved"):
+        usage.settle(second.id, Actual(tokens_in=100))
+    assert spent() == (1, 100, 0, 0, 0, 0)
+
+
+def test_spend_counts_in_the_day_and_month_of_utc_it_was_reserved_in(
+    policy: Callable[[str], Any], db: psycopg.Connection[Any], redis: Redis
+) -> None:
+    """A microsecond on either side of each edge, whatever the time zone of the session."""
+    policy("budget org:* 1000 tokens/month, 1000 requests/day")
+    db.execute("SET timezone = 'Pacific/Kiritimati'")
+    now = datetime.now(UTC)
+    midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
+    month, blink = midnight.replace(day=1), timedelta(microseconds=1)
+    moments = [month - blink, month, midnight - blink, midnight]
+    for n, moment in enumerate(moments):
+        db.execute(
+            "INSERT INTO usage (reservation_id, root, subject, requests, tokens_in, tokens_out, micros, reserved_at, told) "
+            "VALUES (%s, %s, %s, 1, 1, 0, 0, %s, true)",
+            (str(n), ORG, USER, moment),
+        )
+    usage.release(usage.reserve(USER, Spend()).id)
+    assert spent(period="month")[1] == sum(moment >= month for moment in moments)
+    assert spent(period="day")[0] == sum(moment >= midnight for moment in moments)
+
+
+def test_budget_that_is_removed_while_calls_are_open_forgets_none_of_them(
+    policy: Callable[[str], Any], db: psycopg.Connection[Any]
+) -> None:
+    policy("budget org:* 1000 tokens/month")
+    call = usage.reserve(USER, Spend(tokens=400))
+    limits.remove(db, "org:*")
+    assert usage.reserve(USER, Spend(tokens=10**9)), "nothing bounds it any more"
+    assert usage.settle(call.id, Actual(tokens_in=300)) is Outcome.SETTLED
+    policy("budget org:* 1000 tokens/month")
+    assert not usage.reserve(USER, Spend(tokens=701))
+
+
 def test_refused_released_and_impossible_calls_leave_no_row(policy: Callable[[str], Any], db: psycopg.Connection[Any]) -> None:
     policy("budget org:* 1000 tokens/month, 100 micros/month")
     call = usage.reserve(USER, Spend(tokens=900))

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from worker.errors import CostTooHigh, InvalidLimit
 from worker.limits import Algorithm, Limiter, Rate, parse_rate
+from worker.limits.limit import short
 from worker.limits.share import _bucket
 
 SECOND = 1_000_000
@@ -38,7 +39,9 @@ def test_rate_is_understood(text: str, rate: Rate) -> None:
     "text",
     ["", "100", "100/", "/minute", "ten/minute", "100/fortnight", "0/minute", "-1/minute", "1.5/minute", "100/0 seconds",
      "100/minute burst", "100/minute burst 0", "100/minute fixed burst 3", "0 concurrent", "5 concurrent lease 0s", "1/400 days",
-     "5 concurrent lease soon", "9999999999/minute", "2000000/second burst 5", "___/minute", None, 100],
+     "5 concurrent lease soon", "9999999999/minute", "2000000/second burst 5", "___/minute", "1__0/minute", "_1/minute",
+     "1/day burst 1000000000", "1/" + "9" * 5000 + " seconds", "9" * 5000 + "/second", "5 concurrent lease " + "9" * 400 + "d",
+     None, 100],
 )  # fmt: skip
 def test_what_is_no_rate_gets_one_error_that_quotes_it(text: Any) -> None:
     with pytest.raises(InvalidLimit, match=r"^rate: ") as found:
@@ -49,7 +52,8 @@ def test_what_is_no_rate_gets_one_error_that_quotes_it(text: Any) -> None:
 
 rates = st.one_of(
     st.builds("{}/{} seconds {}".format, st.integers(1, 10**9), st.integers(1, 10**6), st.sampled_from(["fixed", "sliding"])),
-    st.builds("{}/{} seconds burst {}".format, st.integers(1, 10**6), st.integers(1, 10**6), st.integers(1, 10**9)),
+    st.builds("{}/{} seconds burst {}".format, st.integers(1, 10**6), st.integers(1, 10**6), st.integers(1, 300)),
+    st.builds("{}/second burst {}".format, st.integers(10**5, 10**6), st.integers(1, 10**9)),
     st.builds(lambda n, s: f"{n} concurrent lease {s}s", st.integers(1, 10**9), st.integers(1, 86_400)),
 )
 
@@ -102,6 +106,14 @@ def test_key_that_is_no_text_is_refused_and_a_long_one_stays_apart_from_others()
     one, two = limiter.counter("k" * 5000 + "1"), limiter.counter("k" * 5000 + "2")
     assert one != two
     assert len(one) < 100
+
+
+@pytest.mark.parametrize("key", ["\ud800", "a\0b", "\u4e2d" * 48, "caf\u00e9", "{}:s60", "a b\n"])
+def test_key_of_any_signs_has_a_counter_that_redis_can_take_and_that_stays_small(key: str) -> None:
+    counter = Limiter("5/minute", name="x").counter(key)
+    assert len(counter.encode()) < 100
+    assert counter != Limiter("5/minute", name="x").counter(key + "1")
+    assert short(short(key)) == short(key), "what a line of jobs has kept of a key must find the same counter"
 
 
 @given(st.integers(1, 1000), st.integers(1, 64))

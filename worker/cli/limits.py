@@ -59,9 +59,9 @@ def reset(key: _Key) -> None:
         if charge is not None:
             charge.limit.reset(charge.key)
         else:
-            from worker.ledger import usage
+            from worker.ledger import standings
 
-            usage.forget(key)
+            standings.forget(key)
     print(f"reset: {key}")
 
 

@@ -146,8 +146,9 @@ class Relay:
         while left > 0 and not self.stopping.is_set():
             with statement() as conn:
                 jobs = dispatch.take_due(conn, queue, min(left, 500), epoch)
-            if not jobs:
-                return
+                if not jobs:
+                    return
+                jobs = self._gate.hold_back(conn, jobs)
             if not publish(self._sound(jobs)):
                 raise StoreUnavailable("Redis did not take what is due")
             self._count("sent", len(jobs), more=len(jobs) >= _EMPTIED * window)

@@ -22,6 +22,7 @@ from worker.errors import ClaimLost, HoldfastError, LedgerUnavailable
 from worker.ledger import settle
 from worker.ledger.accept import accept, accept_rows, enter_scope, scope
 from worker.ledger.claim import Claim
+from worker.ledger.lines import gate_of
 from worker.ledger.message import NewJob
 from worker.ledger.publish import Sendable, epochs_for, publish
 from worker.limits import Slot
@@ -89,9 +90,10 @@ class Run:
             raise HoldfastError("self.session commits with the job's end, so that both happen once: flush() it, do not commit()")
 
     def goes_on_with(self, job: NewJob) -> bool:
-        """Take in the job's own next message, of a retry or a replacement; tell whether it is that."""
+        """Take in the job's own next message, of a retry or a replacement; tell whether it is that. Raises as `accept`."""
         if job.id != self.claim.job_id or self.phase is Phase.OVER:
             return False
+        job.gate = gate_of(job)
         self.successor = job
         return True
 

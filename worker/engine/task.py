@@ -16,14 +16,13 @@ from sqlalchemy.orm import Session
 
 from worker import faults, locks
 from worker.db import raw, session, statement
-from worker.engine import locking, node
+from worker.engine import gating, locking, node
 from worker.engine.options import LONGEST
 from worker.engine.run import Phase, Run, Snooze, current, enter
-from worker.errors import InvalidJob, LedgerUnavailable, NotInJob, StoreUnavailable
-from worker.ledger import enqueue_in, gate, progress
+from worker.errors import InvalidJob, InvalidLimit, LedgerUnavailable, NotInJob, StoreUnavailable
+from worker.ledger import enqueue_in, lines, progress
 from worker.ledger.claim import Claim, try_claim
 from worker.ledger.message import HEADER
-from worker.limits import Slot, try_acquire_all
 from worker.settings import settings
 from worker.store import keys
 from worker.telemetry import DROPPED, OUTAGES, log
@@ -79,6 +78,8 @@ class Task(CeleryTask):  # type: ignore[misc]
     def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
         """Enqueue a call; see `Holdfast.send_task` for the options beside Celery's."""
         options.setdefault("durable", self.durable)
+        if not options["durable"] and (self.limits or self.lock is not None):
+            raise InvalidJob(f"{self.name}: durable=False: a call that is limited or takes a lock may have to wait, as a row")
         if self.max_attempts is not None:
             options.setdefault("max_attempts", self.max_attempts)
         if self.unique_for is not None and self.durable and not self._continues_itself(options):
@@ -118,8 +119,10 @@ class Task(CeleryTask):  # type: ignore[misc]
         if own is not CeleryTask.before_start and cls._user_before_start is None:
             cls._user_before_start = own
             cls.before_start = CeleryTask.before_start
+        if cls.limits and not cls.durable:
+            raise InvalidLimit(f"{cls.name}: limits: a task that is not durable cannot wait; use limits.Limiter in its body")
         if cls.limits:
-            gate.declare(cls.name, cls.limits)
+            lines.declare(cls.name, cls.limits)
         if cls.lock is not None:
             locking.check(cls)
 
@@ -157,7 +160,9 @@ class Task(CeleryTask):  # type: ignore[misc]
     def _begin(self, request: Any, revision: int, line: str | None) -> Run:
         """Lock and claim the job, or raise `Ignore`: this delivery has nothing to run."""
         token, lease = uuid4(), None
-        slot = self._slot(request.id, revision, line) if line else None
+        admitted, slot = gating.admit(request.id, revision, line) if line or self.limits else (True, None)
+        if not admitted:
+            self._drop("not admitted")
         try:
             lease = self._lock(request.id, token)
         except StoreUnavailable:
@@ -179,21 +184,6 @@ class Task(CeleryTask):  # type: ignore[misc]
         if claim.expires_at:
             request.expires = claim.expires_at.isoformat()
         return run
-
-    def _slot(self, job_id: str, revision: int, line: str) -> Slot | None:
-        """Make sure of the slots the job was let through with, or put it back into its line and raise `Ignore`."""
-        try:
-            charges = [charge for charge in gate.charges_of(line) if charge.slot]
-            if not charges:
-                return None
-            if try_acquire_all(charges, holder=job_id):
-                return Slot(charges, job_id)
-            with statement() as conn:
-                gate.put_back(conn, job_id, revision)
-        except LedgerUnavailable:
-            # The row stays queued; the audit sends it again once Postgres is back.
-            OUTAGES.labels("ledger", "job left queued").inc()
-        self._drop("no slot")
 
     def _lock(self, job_id: str, token: UUID) -> locks.Lease:
         """Take the job's lock, or raise `Ignore`: another delivery of it is running."""

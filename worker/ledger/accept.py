@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session, SessionTransaction
 from worker import faults
 from worker.db import first_row, raw, repeatable, statement, translated
 from worker.errors import IdempotencyConflict, InvalidJob
-from worker.ledger.gate import gate_of
+from worker.ledger.lines import gate_of
 from worker.ledger.message import NewJob, encode
 from worker.ledger.publish import Sendable, epochs_for, publish
 from worker.settings import settings

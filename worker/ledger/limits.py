@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
@@ -26,6 +27,8 @@ ON CONFLICT (name) DO UPDATE
    SET kind = excluded.kind, scope = excluded.scope, rate = excluded.rate, on_outage = excluded.on_outage,
        enabled = excluded.enabled, updated_at = clock_timestamp()
 """
+#: For a while after a change whoever accepts jobs may still go by what was before.
+_CHANGED = "SELECT max(updated_at) + interval '2 seconds' FROM limit_policies WHERE kind = 'limit' AND enabled"
 _REMOVE = "DELETE FROM limit_policies WHERE name = %s RETURNING name"
 
 #: A change invalidates; the life bounds what a change by hand in the database takes to be seen.
@@ -34,6 +37,7 @@ _kept = Region("limit-policies", ttl=10.0, type=list[Policy])
 _TRUST_S = 1.0
 
 _seen: tuple[float, list[Policy]] = (0.0, [])
+_changed: tuple[float, datetime | None] = (0.0, None)
 
 
 def policies() -> list[Policy]:
@@ -56,8 +60,22 @@ def policies() -> list[Policy]:
 
 def look_again() -> None:
     """Let this process read the policies anew."""
-    global _seen
-    _seen = (0.0, [])
+    global _seen, _changed
+    _seen, _changed = (0.0, []), (0.0, None)
+
+
+def changed_at() -> datetime | None:
+    """Return when a limit of the table was last set; a job accepted before may not know of it. None when none is set.
+
+    Raises `LedgerUnavailable`.
+    """
+    global _changed
+    until, seen = _changed
+    if time.monotonic() >= until:
+        row = repeatable(lambda conn: conn.execute(_CHANGED).fetchone())
+        seen = row[0] if row else None
+        _changed = (time.monotonic() + _TRUST_S, seen)
+    return seen
 
 
 @lru_cache(maxsize=4)

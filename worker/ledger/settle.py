@@ -127,13 +127,13 @@ def retry(
         state=f"CASE WHEN {_DUE} > clock_timestamp() THEN 'scheduled' ELSE 'queued' END",
         available_at=_DUE,
         also=", message = %(message)s::json, args = %(args)s, kwargs = %(kwargs)s, task = %(task)s, queue = %(queue)s, "
-        "priority = %(priority)s" + (", expires_at = NULL" if replaced else ""),
+        "priority = %(priority)s, gate = %(gate)s" + (", expires_at = NULL" if replaced else ""),
         guard=guard.sql,
     )
     values = {
         "id": successor.id, "task": successor.task, "queue": successor.queue, "priority": successor.priority,
         "message": encode(successor.message).decode(), "args": _storable(successor.args), "kwargs": _storable(successor.kwargs),
-        "at": successor.available_at, "delay_s": successor.delay_s,
+        "gate": successor.gate, "at": successor.available_at, "delay_s": successor.delay_s,
         "outcome": "retry", "error": _storable(error), "traceback": None, **guard.values,
     }  # fmt: skip
     return conn.execute(sql, values).fetchone() is not None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -13,15 +12,12 @@ from worker.clock import uuid7
 from worker.db import statement
 from worker.errors import BudgetNotRebuilt, InvalidLimit, StoreUnavailable
 from worker.ledger import limits
-from worker.limits import Budgets, OpenCall, Outcome, Reservation, Spend, Standing, Window
+from worker.ledger.standings import forget_tree, rebuild
+from worker.limits import Budgets, Outcome, Reservation, Spend
+from worker.limits.budget import checked_id
 from worker.limits.plan import levels
-from worker.telemetry import OUTAGES, log
+from worker.telemetry import OUTAGES
 
-logger = log(__name__)
-
-#: One rebuilds a tree at a time; the second half of the lock is the tree's.
-_LOCK_CLASS = 471_092_231
-_LOCK = "SELECT pg_advisory_xact_lock(%s, hashtext(%s))"
 #: Seconds after which a spend that Redis has not counted is told again by somebody else.
 _OWN_S = 5.0
 #: Times a reservation is tried whose windows had to be loaded: others may make Redis forget meanwhile.
@@ -31,8 +27,9 @@ BATCH = 500
 
 _RESERVE = """
 INSERT INTO usage_reservations (id, root, subject, model, job_id, requests, tokens, micros, expires_at)
-VALUES (%(id)s, %(root)s, %(subject)s, %(model)s, %(job_id)s, %(requests)s, %(tokens)s, %(micros)s,
-        clock_timestamp() + %(lease_s)s * interval '1 second')
+SELECT %(id)s, %(root)s, %(subject)s, %(model)s, %(job_id)s, %(requests)s, %(tokens)s, %(micros)s,
+       clock_timestamp() + %(lease_s)s * interval '1 second'
+ WHERE NOT EXISTS (SELECT FROM usage WHERE reservation_id = %(id)s)
 ON CONFLICT (id) DO NOTHING RETURNING id
 """
 _DROP = "DELETE FROM usage_reservations WHERE id = %s RETURNING subject"
@@ -54,34 +51,6 @@ _TOLD = "UPDATE usage SET told = true WHERE reservation_id = %s"
 _UNTOLD = """
 SELECT reservation_id FROM usage WHERE NOT told AND settled_at < clock_timestamp() - %s * interval '1 second'
  ORDER BY settled_at LIMIT %s
-"""
-
-#: The number of the sub-bucket a moment falls into, as `budget_tree.lua` counts them, and from when on a period may still count
-#: something; a minute more than it takes, for the clocks of two servers.
-_NUMBER = """
-CASE w.period WHEN 'minute' THEN floor(extract(epoch FROM {at}))
-              WHEN 'hour' THEN floor(extract(epoch FROM {at}) / 60)
-              WHEN 'day' THEN floor(extract(epoch FROM {at}) / 86400)
-              ELSE extract(year FROM {at} AT TIME ZONE 'UTC') * 12 + extract(month FROM {at} AT TIME ZONE 'UTC') - 1 END::int8
-"""
-_SINCE = """
-CASE w.period WHEN 'minute' THEN clock_timestamp() - interval '2 minutes'
-              WHEN 'hour' THEN clock_timestamp() - interval '62 minutes'
-              ELSE date_trunc(w.period, clock_timestamp(), 'UTC') - interval '1 minute' END
-"""
-#: One statement, so that no call is settled between the reading of both tables.
-_STANDINGS = f"""
-WITH w AS MATERIALIZED (
-  SELECT period, subject, {_SINCE} AS since FROM unnest(%(periods)s::text[], %(subjects)s::text[]) AS w(period, subject))
-SELECT w.period, w.subject, {_NUMBER.format(at='u.reserved_at')} AS number, NULL, NULL::float8,
-       sum(u.requests)::int8, sum(u.tokens_in + u.tokens_out)::int8, sum(u.micros)::int8
-  FROM w JOIN usage u ON u.root = %(root)s AND u.reserved_at >= w.since AND starts_with(u.subject || '/', w.subject || '/')
- GROUP BY 1, 2, 3
-UNION ALL
-SELECT w.period, w.subject, {_NUMBER.format(at='r.reserved_at')}, r.id,
-       extract(epoch FROM r.expires_at - clock_timestamp())::float8, r.requests, r.tokens, coalesce(r.micros, 0)
-  FROM w JOIN usage_reservations r
-    ON r.root = %(root)s AND r.expires_at > clock_timestamp() AND starts_with(r.subject || '/', w.subject || '/')
 """
 
 _PRUNE = "DELETE FROM usage_reservations WHERE expires_at < clock_timestamp() - interval '7 days'"
@@ -120,18 +89,23 @@ def reserve(
 ) -> Reservation:
     """Reserve an estimate under the budgets that hold now, or tell which refuses. The same id again is the same call.
 
-    Raises `LedgerUnavailable`, and `Unpriced`, `CostTooHigh` and `InvalidLimit` as `Budgets.try_reserve`.
+    Raises `LedgerUnavailable`, and `Unpriced`, `CostTooHigh` and `InvalidLimit` as `Budgets.try_reserve`; an id that is another
+    subject's is refused as well.
 
     **Guarantee:** what Redis admits is on record before, so that a Redis which loses its memory at any moment is given it back,
     and admits nothing before that. With either server away nothing is admitted.
     """
     budgets = Budgets(limits.plan(), lease_s=lease_s)
     budgets.check(subject, estimate)
-    call_id, root = id or uuid7(), levels(subject)[0]
+    call_id, root = checked_id("id", id or uuid7()), levels(subject)[0]
+    for name, text in (("model", model), ("job_id", job_id)):
+        checked_id(name, text or "-")
     values = {"id": call_id, "root": root, "subject": subject, "model": model, "job_id": job_id, "lease_s": lease_s,
               **estimate._asdict()}  # fmt: skip
     with statement() as conn:
         is_new = conn.execute(_RESERVE, values).fetchone() is not None
+        if not is_new:
+            _check_same(conn, call_id, subject)
     admitted = False
     try:
         reservation = _decide(budgets, subject, estimate, call_id)
@@ -141,6 +115,14 @@ def reserve(
             with statement() as conn:
                 conn.execute(_DROP, (call_id,))
     return reservation
+
+
+def _check_same(conn: psycopg.Connection[Any], call_id: str, subject: str) -> None:
+    row = conn.execute(_RESERVED, (call_id,)).fetchone()
+    if row is None:
+        raise InvalidLimit(f"id: call {call_id!r} has ended; reserve under a new id", id=call_id)
+    if row[0] != subject:
+        raise InvalidLimit(f"id: call {call_id!r} is reserved for {row[0]!r}; reserve under a new id", id=call_id)
 
 
 def _decide(budgets: Budgets, subject: str, estimate: Spend, call_id: str) -> Reservation:
@@ -153,35 +135,6 @@ def _decide(budgets: Budgets, subject: str, estimate: Spend, call_id: str) -> Re
             except StoreUnavailable:
                 continue  # the next try is refused, as while Redis is away
     return budgets.try_reserve(subject, estimate, id=call_id)
-
-
-def rebuild(root: str, windows: Sequence[Window]) -> int:
-    """Load windows of a tree into Redis out of the record; return how many it did not have. Raises `StoreUnavailable`."""
-    with statement() as conn, conn.transaction():
-        conn.execute(_LOCK, (_LOCK_CLASS, root))
-        loaded = Budgets(limits.plan()).load(root, *standings(conn, root, windows))
-    OUTAGES.labels("budget", "rebuilt").inc(loaded)
-    logger.info("windows of a budget were loaded out of the record", root=root, windows=loaded)
-    return loaded
-
-
-def standings(conn: psycopg.Connection[Any], root: str, windows: Sequence[Window]) -> tuple[list[Standing], list[OpenCall]]:
-    """Return what windows stand at by the record, and the open calls that count in them."""
-    values = {"root": root, "periods": [w.period for w in windows], "subjects": [w.subject for w in windows]}
-    spent: dict[Window, list[tuple[int, Spend]]] = {window: [] for window in windows}
-    calls: dict[str, tuple[float, Spend]] = {}
-    places: dict[str, list[tuple[Window, int]]] = defaultdict(list)
-    for period, subject, number, call_id, lease_s, *amounts in conn.execute(_STANDINGS, values).fetchall():
-        window = Window(period, subject)
-        if call_id is None:
-            spent[window].append((number, Spend(*amounts)))
-        else:
-            calls[call_id] = (lease_s, Spend(*amounts))
-            places[call_id].append((window, number))
-    return (
-        [Standing(window, buckets) for window, buckets in spent.items()],
-        [OpenCall(call_id, lease_s, estimate, places[call_id]) for call_id, (lease_s, estimate) in calls.items()],
-    )
 
 
 def settle(call_id: str, actual: Actual) -> Outcome:
@@ -234,25 +187,12 @@ def tell(call_id: str) -> Outcome:
         try:
             outcome = budgets.settle(subject, call_id, Spend(requests, tokens, micros))
             if outcome is Outcome.UNKNOWN:
-                _forget(conn, budgets, levels(subject)[0])
+                forget_tree(conn, levels(subject)[0])  # whether the windows there count this call, nobody can say
         except StoreUnavailable:
             OUTAGES.labels("budget", "told later").inc()
             return Outcome.SETTLED
         conn.execute(_TOLD, (call_id,))
     return outcome
-
-
-def _forget(conn: psycopg.Connection[Any], budgets: Budgets, root: str) -> None:
-    # Whether the windows there count this call, nobody can say: let them be loaded again, and none while this goes on.
-    with conn.transaction():
-        conn.execute(_LOCK, (_LOCK_CLASS, root))
-        budgets.forget(root)
-
-
-def forget(subject: str) -> None:
-    """Let the windows of a subject's whole tree be loaded out of the record again. Raises `StoreUnavailable`."""
-    with statement() as conn:
-        _forget(conn, Budgets(limits.plan()), levels(subject)[0])
 
 
 def tell_overdue(conn: psycopg.Connection[Any], limit: int = BATCH) -> int:

@@ -18,6 +18,8 @@ from worker.telemetry import BUDGETED, LIMIT_OUTAGES
 #: Seconds after which to come again when only open calls stand in the way: any of them may be settled soon.
 _OPEN_S = 1.0
 _AWAY_S = 1.0
+#: Characters of an id: it stands in keys and indexes.
+_LONGEST_ID = 255
 #: The shortest and the longest lease of a call, in seconds.
 _LEASES_S = (0.1, 86_400.0)
 
@@ -127,9 +129,8 @@ class Budgets:
         and the estimate has no price, `CostTooHigh` when it never fits, `InvalidLimit` for bad input and an id that has ended.
         """
         caps = self.check(subject, estimate)
-        call = Reservation(
-            id or uuid7(), subject, estimate, _checked_lease(lease_s or self.lease_s), Decision(True, subject, "", 0, 0.0, 0.0)
-        )
+        lease_s, admitted = _checked_lease(lease_s or self.lease_s), Decision(True, subject, "", 0, 0.0, 0.0)
+        call = Reservation(checked_id("id", id or uuid7()), subject, estimate, lease_s, admitted)
         values = [call.id, round(call.lease_s * 1000), *_amounts(estimate)]
         for window, most in caps:
             values += [*window, *("" if amount is None else amount for amount in most)]
@@ -227,6 +228,13 @@ def _amounts(spend: Spend) -> tuple[int, int, int]:
 
 def _refused(call: Reservation, decision: Decision) -> Reservation:
     return Reservation(call.id, call.subject, call.estimate, call.lease_s, decision)
+
+
+def checked_id(name: str, text: str) -> str:
+    """Return what a call is known by, or its model or job. Raises `InvalidLimit` for what no server could keep."""
+    if not isinstance(text, str) or not 1 <= len(text) <= _LONGEST_ID or not text.isprintable():
+        raise InvalidLimit(f"{name}: {repr(text)[:60]} is not a line of 1 to {_LONGEST_ID} printable characters")
+    return text
 
 
 def _checked_lease(lease_s: float) -> float:

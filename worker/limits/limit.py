@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from base64 import urlsafe_b64encode
 from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Any, Literal, NamedTuple, get_args
@@ -20,7 +21,8 @@ OnOutage = Literal["closed", "local", "open"]
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 #: Characters of a key that stand in Redis as they are; of a longer one its digest does, so that a counter stays small.
-_LONGEST = 48
+_LONGEST = 36
+_BEGINNING = 12
 #: Seconds after which to come again when Redis is away: so long it is spared.
 _AWAY_S = 1.0
 
@@ -50,9 +52,7 @@ class Limit:
         """Return the Redis key that counts for this key. Raises `InvalidLimit` when it is not a text."""
         if not isinstance(key, str):
             raise InvalidLimit(f"key={key!r}: give a text")
-        if len(key) > _LONGEST:
-            key = f"{key[:16]}~{blake2b(key.encode(errors='surrogatepass'), digest_size=15).hexdigest()}"
-        return keys.limit(f"{self.name}:{key}", self._way)
+        return keys.limit(f"{self.name}:{short(key)}", self._way)
 
     def command(self, verb: str, key: str, cost: int, holder: str) -> tuple[Any, ...]:
         """Return the command that asks or charges. Raises `InvalidLimit` and `CostTooHigh`."""
@@ -72,8 +72,16 @@ class Limit:
 
     def decision(self, key: str, answer: Sequence[int]) -> Decision:
         """Read what the script answered, and count it."""
-        fits, left, retry, reset = answer
+        self.count(answer[0])
+        return self.reading(key, answer)
+
+    def count(self, fits: int) -> None:
+        """Count a decision."""
         self._counts[fits].inc()
+
+    def reading(self, key: str, answer: Sequence[int]) -> Decision:
+        """Read what the script answered."""
+        fits, left, retry, reset = answer
         return Decision(fits == 1, f"{self.name}:{key}", self._said, left, retry / 1_000_000, reset / 1_000_000)
 
     def without(self, key: str, cost: int, holder: str, *, take: bool = True) -> Decision:
@@ -87,6 +95,15 @@ class Limit:
         if self.on_outage == "local":
             fits, left, retry = share().ask(self.rate, self.counter(key), cost, holder, settings().limits_fleet_size, take=take)
         return Decision(fits, f"{self.name}:{key}", self._said, left, 0.0 if fits else retry, 0.0, self.on_outage)
+
+
+def short(key: str) -> str:
+    """Return a key of any length and signs as it stands in Redis: of one that takes much room its beginning and a digest."""
+    if len(key) <= _LONGEST and key.isascii():
+        return key
+    beginning = key[:_BEGINNING].encode("ascii", "replace").decode()
+    digest = urlsafe_b64encode(blake2b(key.encode(errors="surrogatepass"), digest_size=15).digest()).decode()
+    return f"{beginning}~{digest}"
 
 
 class Charge(NamedTuple):
@@ -119,9 +136,16 @@ def command_over(charges: Sequence[Charge], verb: str, holder: str) -> tuple[Any
 
 
 def decisions_over(charges: Sequence[Charge], answer: Sequence[int]) -> list[Decision]:
+    """Read the answer to a command over several limits, and count it."""
+    for charge, fits in zip(charges, answer[::4], strict=True):
+        charge.limit.count(fits)
+    return readings_over(charges, answer)
+
+
+def readings_over(charges: Sequence[Charge], answer: Sequence[int]) -> list[Decision]:
     """Read the answer to a command over several limits."""
     rows = zip(*[iter(answer)] * 4, strict=True)
-    return [charge.limit.decision(charge.key, row) for charge, row in zip(charges, rows, strict=True)]
+    return [charge.limit.reading(charge.key, row) for charge, row in zip(charges, rows, strict=True)]
 
 
 def decisions_without(charges: Sequence[Charge], holder: str, *, take: bool = True) -> list[Decision]:

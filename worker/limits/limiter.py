@@ -8,7 +8,7 @@ from secrets import token_hex
 
 from worker.errors import StoreUnavailable
 from worker.limits.decision import Decision, strictest
-from worker.limits.limit import Charge, Limit, command_over, decisions_over, decisions_without
+from worker.limits.limit import Charge, Limit, command_over, decisions_over, decisions_without, readings_over
 from worker.limits.slots import Slot
 from worker.store import limits
 
@@ -109,6 +109,19 @@ def ask_many(charges: Sequence[Charge], holders: Sequence[str]) -> list[Decision
     except StoreUnavailable:
         return [strictest(decisions_without(charges, holder)) for holder in holders]
     return [strictest(decisions_over(charges, answer)) for answer in answers]
+
+
+def peek_many(groups: Sequence[Sequence[Charge]]) -> list[Decision | None]:
+    """Tell of each group of limits, in one round trip, what it would say of its costs now; None of one without limits.
+
+    Nothing is charged or counted.
+    """
+    commands = [command_over(charges, "peek", "?") for charges in groups if charges]
+    try:
+        answers = iter(limits().ask(commands) if commands else [])
+    except StoreUnavailable:
+        return [strictest(decisions_without(charges, "?", take=False)) if charges else None for charges in groups]
+    return [strictest(readings_over(charges, next(answers))) if charges else None for charges in groups]
 
 
 def release_all(charges: Sequence[Charge], holder: str) -> None:

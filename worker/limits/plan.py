@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from worker.errors import InvalidLimit
+from worker.limits.rate import NUMBER
 
 Period = Literal["minute", "hour", "day", "month"]
 
@@ -15,10 +16,12 @@ Period = Literal["minute", "hour", "day", "month"]
 AMOUNTS = ("requests", "tokens", "micros")
 #: The largest amount: what a number in Redis holds exactly.
 MOST = 2**53 - 1
+#: The largest of each amount, as the record has room for it.
+MOST_OF = {"requests": 2**31 - 1, "tokens": MOST, "micros": MOST}
 #: Levels of a subject: more would be charged one by one with each call.
 MOST_LEVELS = 6
 
-_CAP = re.compile(r"([0-9_]+) (requests?|tokens?|micros?) ?(?:/|per) ?(minute|hour|day|month)")
+_CAP = re.compile(rf"({NUMBER}) (requests?|tokens?|micros?) ?(?:/|per) ?(minute|hour|day|month)")
 _LEVEL = re.compile(r"[a-z][a-z0-9_]*:[^\s/*]{1,100}")
 _LEVEL_PATTERN = re.compile(r"[a-z][a-z0-9_]*:(?:\*|[^\s/*]{1,100})")
 
@@ -33,7 +36,7 @@ class Spend(NamedTuple):
     def check(self) -> Spend:
         """Return itself. Raises `InvalidLimit` unless it is whole numbers from 0."""
         for name, value in zip(AMOUNTS, self, strict=True):
-            whole = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST
+            whole = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST_OF[name]
             if not whole and not (name == "micros" and value is None):
                 raise InvalidLimit(f"{name}={value!r}: give a whole number from 0; money in millionths, never in floats")
         return self
@@ -79,9 +82,9 @@ def parse_budget(text: str) -> Budget:
                 f"budget: {part.strip()!r} cannot be understood; write whole numbers like 100 tokens/minute, 5000000 micros/day"
             )
         index = AMOUNTS.index(found[2].rstrip("s") + "s")
-        most = int(found[1]) if found[1].strip("_") else -1
+        most = int(found[1])
         cap = caps.setdefault(found[3], [None, None, None])  # type: ignore[arg-type]
-        if cap[index] is not None or not 0 <= most <= MOST:
+        if cap[index] is not None or most > MOST:
             raise InvalidLimit(f"budget: {part.strip()!r} is named twice, or is more than {MOST}")
         cap[index] = most
     return Budget(tuple((period, (cap[0], cap[1], cap[2])) for period, cap in caps.items()))
@@ -90,7 +93,7 @@ def parse_budget(text: str) -> Budget:
 def levels(subject: str) -> list[str]:
     """Return a subject and those above it, the root first: `org:acme`, `org:acme/user:7`. Raises `InvalidLimit`."""
     parts = subject.split("/") if isinstance(subject, str) else []
-    if not 1 <= len(parts) <= MOST_LEVELS or not all(_LEVEL.fullmatch(part) for part in parts):
+    if not 1 <= len(parts) <= MOST_LEVELS or not all(_LEVEL.fullmatch(part) and part.isprintable() for part in parts):
         raise InvalidLimit(f"subject: {subject!r} is not 1 to {MOST_LEVELS} levels like org:acme/user:7/key:3")
     return ["/".join(parts[: depth + 1]) for depth in range(len(parts))]
 

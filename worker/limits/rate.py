@@ -16,13 +16,17 @@ _UNITS = {
     for seconds, names in _NAMES.items()
     for name in names.split()
 }
-_TIMED = re.compile(r"([0-9_]+) ?(?:/|per) ?([0-9]+)? ?([a-z]+)(?: (fixed|sliding|burst ([0-9_]+)))?")
-_CONCURRENT = re.compile(r"([0-9_]+) concurrent(?: lease ([0-9.a-z]+))?")
+#: A whole number as Python writes it: no text that looks like one may be more than `int` reads.
+NUMBER = r"[0-9](?:_?[0-9]){0,19}"
+_TIMED = re.compile(rf"({NUMBER}) ?(?:/|per) ?([0-9]{{1,9}})? ?([a-z]+)(?: (fixed|sliding|burst ({NUMBER})))?")
+_CONCURRENT = re.compile(rf"({NUMBER}) concurrent(?: lease ([0-9.a-z]{{1,20}}))?")
 
 #: The largest limit: what the counters in Redis have room for.
 MOST = 1_000_000_000
 #: The longest period in days: a counter must not outlive what anybody remembers of it.
 MOST_DAYS = 366
+#: The longest an empty bucket may take to fill, in days: beyond that its moment has no room for microseconds.
+MOST_DAYS_TO_FILL = 10 * MOST_DAYS
 #: Seconds after which a slot is taken from a holder that does not renew it.
 LEASE_S = 30.0
 
@@ -116,14 +120,14 @@ def _timed(text: str, limit: str, times: str | None, unit: str, how: str | None,
         return Rate(Algorithm(how or "sliding"), count, period_us)
     if count > period_us:
         raise InvalidLimit(f"rate: {text!r} is more than one a microsecond, too much for a bucket; use fixed or sliding")
-    return Rate(Algorithm.BUCKET, count, period_us, _count(text, burst))
+    most = _count(text, burst)
+    if most * period_us > count * MOST_DAYS_TO_FILL * _UNITS["day"]:
+        raise InvalidLimit(f"rate: the bucket of {text!r} would take more than {MOST_DAYS_TO_FILL:,} days to fill")
+    return Rate(Algorithm.BUCKET, count, period_us, most)
 
 
 def _count(text: str, digits: str) -> int:
-    try:
-        count = int(digits)
-    except ValueError:
-        raise InvalidLimit(f"rate: {text!r} holds {digits!r}, which is not a number") from None
+    count = int(digits)
     if not 1 <= count <= MOST:
         raise InvalidLimit(f"rate: {text!r} holds {count}; a limit is at least 1 and at most {MOST:,}")
     return count

@@ -13,6 +13,9 @@ from worker.errors import InvalidLimit
 FIELDS = ("task", "queue", "caller", "user", "host", "model", "args", "kwargs")
 _SHORT = ("user", "host", "model")
 _PIECE = re.compile(r"\{([a-z]+)(?:\[([^\[\]{}]+)\])?\}")
+#: Characters of a template: it stands in an index, with each waiting job.
+_LONGEST = 255
+_INDEX = re.compile(r"[0-9]{1,4}")
 
 
 class Scope:
@@ -25,10 +28,12 @@ class Scope:
             raise InvalidLimit(f"scope: {template!r} is not a text without spaces, such as {{host}} or {{kwargs[host]}}")
         if any(sign in _PIECE.sub("", template) for sign in "{}"):
             raise InvalidLimit(f"scope: {template!r} has a brace that opens or closes nothing; write {{host}} or {{args[0]}}")
+        if len(template) > _LONGEST:
+            raise InvalidLimit(f"scope: {template!r} has more than {_LONGEST} characters")
         for field, index in _PIECE.findall(template):
             if field not in FIELDS:
                 raise InvalidLimit(f"scope: {template!r} names {field!r}, which is none of {', '.join(FIELDS)}", field=field)
-            if (field in ("args", "kwargs")) != bool(index) or (field == "args" and not index.isdecimal()):
+            if (field in ("args", "kwargs")) != bool(index) or (field == "args" and not _INDEX.fullmatch(index)):
                 raise InvalidLimit(f"scope: {template!r}: write args[0], kwargs[name], the others without brackets", field=field)
 
     def key(self, known: Mapping[str, Any]) -> str | None:

@@ -1,6 +1,7 @@
 -- Read and change what a tree of subjects has spent.
 -- Goes before budget_reserve.lua, budget_settle.lua, budget_load.lua and budget_peek.lua.
--- KEYS[1]  the tree: a hash. `run` is the run of the server it was built on, `<period>:<subject>` a window, `call:<id>` a call
+-- KEYS[1]  the tree: a hash. `run` is the run of the server it was built on, `at` the latest moment it was changed at,
+--          `<period>:<subject>` a window, `call:<id>` a call
 -- KEYS[2]  its calls by the moment something is to be done: their lease ends, or they are forgotten
 -- returns  nothing by itself
 --
@@ -15,6 +16,10 @@ local now = time[1] * 1000000 + time[2]
 local REMEMBERED = 3600 * 1000000
 -- Milliseconds a tree lives on after its last call: longer than its longest window.
 local LIFE = 32 * 86400 * 1000
+-- Calls that one script takes back or forgets at most: a server that is busy with them for longer keeps everybody waiting.
+local AT_ONCE = 500
+-- Microseconds by which a clock may be set back before what was counted by it is in doubt.
+local SET_BACK = 1000000
 local SECOND, MINUTE, DAY = 1000000, 60000000, 86400000000
 
 -- Months since the year 0 of a day since 1970, and the first day of a month: the proleptic Gregorian calendar, its years begun in
@@ -43,11 +48,13 @@ local PERIODS = {
   month = {month_of(math.floor(now / DAY)), 0, function(number) return first_day(number + 1) * DAY end},
 }
 
--- Begin anew on another run of the server: what it remembers may lack what was admitted last.
+-- Begin anew on another run of the server: what it remembers may lack what was admitted last. And when the clock was set back: while
+-- it ran ahead, days and minutes may have been dropped that are not over.
 local function be_sound()
   local info = redis.pcall('INFO', 'server')
   local run = type(info) == 'string' and string.match(info, 'run_id:(%w+)') or 'unknown'
-  if redis.call('HGET', KEYS[1], 'run') ~= run then
+  local known, at = unpack(redis.call('HMGET', KEYS[1], 'run', 'at'))
+  if known ~= run or tonumber(at or 0) > now + SET_BACK then
     redis.call('DEL', KEYS[1], KEYS[2])
     redis.call('HSET', KEYS[1], 'run', run)
     redis.call('PEXPIRE', KEYS[1], LIFE)
@@ -113,7 +120,7 @@ local function call_of(id)
 end
 
 local function keep_call(id, call, until_us)
-  redis.call('HSET', KEYS[1], 'call:' .. id, cmsgpack.pack(call))
+  redis.call('HSET', KEYS[1], 'call:' .. id, cmsgpack.pack(call), 'at', string.format('%.0f', now))
   redis.call('ZADD', KEYS[2], string.format('%.0f', until_us), id)
   redis.call('PEXPIRE', KEYS[1], LIFE)
   redis.call('PEXPIRE', KEYS[2], LIFE)
@@ -130,7 +137,7 @@ end
 
 -- Take back what the dead had reserved, and forget calls that ended long ago.
 local function sweep()
-  for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', string.format('%.0f', now))) do
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', string.format('%.0f', now), 'LIMIT', 0, AT_ONCE)) do
     local call = call_of(id)
     if call and (call[1] == 'open' or call[1] == 'restored') then
       add_call(call[3], negative(call[2]), negative(call[2]))

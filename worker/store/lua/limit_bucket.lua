@@ -12,7 +12,9 @@ local BUCKET_SLACK = 0.5
 
 local function bucket_look(key, now, cost, limit, period, burst)
   now = now - BUCKET_EPOCH
-  local full = math.max(now, tonumber(redis.call('GET', key) or 0))
+  local full = math.max(now, tonumber(redis.call('GET', key) or now))
+  -- No bucket is emptier than empty: a moment beyond that was noted by a clock that ran ahead, or under a larger burst.
+  full = math.min(full, now + burst * period / limit)
   local room = burst * period / limit - (full - now)
   local wait = cost * period / limit - room - BUCKET_SLACK
   return wait <= 0, math.floor((room + BUCKET_SLACK) * limit / period), math.max(0, wait), full - now, full

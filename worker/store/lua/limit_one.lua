@@ -11,8 +11,9 @@
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 local cost, limit, period, burst = ARGV[3] + 0, ARGV[4] + 0, ARGV[5] + 0, ARGV[6] + 0
-local fits, left, retry, reset, state = look(KEYS[1], now, cost, limit, period, burst)
-if fits and ARGV[1] == 'take' then
+local taking = ARGV[1] == 'take'
+local fits, left, retry, reset, state = look(KEYS[1], now, cost, limit, period, burst, taking)
+if fits and taking then
   left, reset = take(KEYS[1], now, cost, limit, period, burst, state)
 end
 return {fits and 1 or 0, math.max(0, left), math.ceil(retry), math.ceil(reset)}

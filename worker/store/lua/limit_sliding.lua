@@ -1,23 +1,49 @@
--- Count a sliding window: sixty closed sub-buckets and the open one, in one string of some seventy bytes.
+-- Count a sliding window: sixty closed sub-buckets and the open one, in one string of 72 bytes.
 -- Goes before limit_one.lua or limit_all.lua. What a sub-bucket holds counts until the whole of it is older than the window, so no window of this length
 -- ever holds more than the limit; room comes back a sixtieth of the window late at the most.
--- The string: number of the open sub-bucket, its sum, what a unit stands for, the units in the closed ones together, and a byte of
--- units for each of them, oldest first. What does not fill a unit when a sub-bucket closes moves on into the next.
--- sliding_look  asks whether a cost fits
+-- The string: number of the open sub-bucket, its sum, what a unit stands for, and a byte of units for each of the closed ones, oldest
+-- first. What does not fill a unit when a sub-bucket closes moves on into the next.
+-- sliding_look  asks whether a cost fits; when it is only asked in order to take, the moments are left out
 -- sliding_take  charges it
 -- returns  whether it fits, what is left, the microseconds until it fits and until all is free, and what to hand to sliding_take
 local RING = 60
-local HEAD = '<I6I5I4I2'
-local HEAD_BYTES = 17
+local HEAD = '<I5I4I3'
+local HEAD_BYTES = 12
+local EMPTY = string.rep('\0', RING)
+
+local function sliding_sum(ring)
+  if ring == EMPTY then
+    return 0
+  end
+  local sum = 0
+  for _, units in ipairs({string.byte(ring, 1, RING)}) do
+    sum = sum + units
+  end
+  return sum
+end
 
 -- The ring in units of another size, as after a change of the limit: rounded up, and 255 is more than any limit has.
 local function sliding_scaled(ring, from, to)
-  local units, sum = {string.byte(ring, 1, RING)}, 0
+  local units = {string.byte(ring, 1, RING)}
   for i = 1, RING do
     units[i] = math.min(255, math.ceil(units[i] * from / to))
-    sum = sum + units[i]
   end
-  return string.char(unpack(units)), sum
+  return string.char(unpack(units))
+end
+
+local function sliding_write(key, period, number, open, unit, ring)
+  local life = math.ceil((period + period / RING) / 1000)
+  redis.call('SET', key, struct.pack(HEAD, number, open, unit) .. ring, 'PX', life)
+  return life
+end
+
+-- The ring after so many sub-buckets have passed: the open one closes, and as many of the oldest go as have come.
+local function sliding_passed(ring, open, unit, passed)
+  if passed > RING then
+    return EMPTY, 0
+  end
+  local full = math.min(255, math.floor(open / unit))
+  return string.sub(ring, passed + 1) .. string.char(full) .. string.rep('\0', passed - 1), open - full * unit
 end
 
 local function sliding_read(key, now, limit, period)
@@ -26,39 +52,29 @@ local function sliding_read(key, now, limit, period)
   local number = math.floor(now / width)
   local raw = redis.call('GET', key)
   if not raw then
-    return {number, 0, unit, 0, string.rep('\0', RING)}, width
+    return {number, 0, unit, EMPTY, 0}, width
   end
-  local was, open, size, closed = struct.unpack(HEAD, raw)
+  local was, open, size = struct.unpack(HEAD, raw)
   local ring = string.sub(raw, HEAD_BYTES + 1)
   local passed = number - was
   if passed > 0 then
-    -- The open one closes, and as many go as have come.
-    local full = math.min(255, math.floor(open / size))
-    local gone = math.min(passed, RING)
-    for _, units in ipairs({string.byte(ring, 1, gone)}) do
-      closed = closed - units
-    end
-    if passed <= RING then
-      ring = string.sub(ring, gone + 1) .. string.char(full) .. string.rep('\0', passed - 1)
-      closed, open = closed + full, open - full * size
-    else
-      ring, closed, open = string.rep('\0', RING), 0, 0
-    end
+    ring, open = sliding_passed(ring, open, size, passed)
+  elseif passed < -RING then
+    -- The clock was set back by more than a window. What it had counted while it ran ahead counts as from now.
+    ring, open = EMPTY, open + sliding_sum(ring) * size
+    sliding_write(key, period, number, open, size, ring)
   else
-    number = was  -- also when the clock was set back: then nothing ages until it has caught up
+    number = was  -- also when the clock was set back a little: then nothing ages until it has caught up
   end
   if size ~= unit then
-    ring, closed = sliding_scaled(ring, size, unit)
+    ring = sliding_scaled(ring, size, unit)
   end
-  return {number, open, unit, closed, ring}, width
+  return {number, open, unit, ring, sliding_sum(ring)}, width
 end
 
 -- The microseconds until so much has gone, and until all has.
 local function sliding_waits(state, now, width, over)
-  local number, open, unit, closed, ring = unpack(state)
-  if over <= 0 and open > 0 then
-    return 0, (number + RING + 1) * width - now + 1
-  end
+  local number, open, unit, ring = unpack(state)
   local freed, reset = 0, 0
   local retry
   for i, units in ipairs({string.byte(ring, 1, RING)}) do
@@ -76,18 +92,20 @@ local function sliding_waits(state, now, width, over)
   return over > 0 and (retry or reset) or 0, reset
 end
 
-local function sliding_look(key, now, cost, limit, period)
+local function sliding_look(key, now, cost, limit, period, burst, taking)
   local state, width = sliding_read(key, now, limit, period)
-  local used = state[2] + state[3] * state[4]
+  local used = state[2] + state[3] * state[5]
   local over = used + cost - limit
+  if taking and over <= 0 then
+    return true, limit - used, 0, 0, state
+  end
   local retry, reset = sliding_waits(state, now, width, over)
   return over <= 0, limit - used, retry, reset, state
 end
 
 local function sliding_take(key, now, cost, limit, period, burst, state)
-  local number, open, unit, closed, ring = unpack(state)
-  local life = math.ceil((period + period / RING) / 1000)
-  redis.call('SET', key, struct.pack(HEAD, number, open + cost, unit, closed) .. ring, 'PX', life)
+  local number, open, unit, ring, closed = unpack(state)
+  local life = sliding_write(key, period, number, open + cost, unit, ring)
   return limit - open - cost - unit * closed, life * 1000
 end
 
