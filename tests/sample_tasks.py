@@ -16,6 +16,8 @@ from pydantic import BaseModel
 from sqlalchemy import text
 
 from worker.app import app
+from worker.engine.run import current
+from worker.store import coordination, keys
 
 _RAN = text("INSERT INTO ran (job_id, label) VALUES (:job, :label)")
 
@@ -395,3 +397,13 @@ def crowd_again(self: Any, name: str, seconds: float) -> str:
 @app.task(limits=["narrow:{args[0]} 2 concurrent lease 2s"])
 def narrow(name: str) -> str:
     return name
+
+
+@app.task(bind=True)
+def lock_and_token(self: Any) -> list[str]:
+    """Return the token in the job's lock, and that of its claim."""
+    with coordination().use() as client:
+        held = client.get(keys.job_lock(self.request.id))
+    run = current()
+    assert run is not None
+    return [bytes(held).decode() if held else "", run.claim.token.hex]  # type: ignore[arg-type]

@@ -135,7 +135,7 @@ class Task(CeleryTask):  # type: ignore[misc]
         if request.is_eager or not isinstance(delivery, dict) or "r" not in delivery:
             self._start(args, kwargs)
             return self.run(*args, **kwargs)
-        run = self._begin(request, delivery["r"], delivery.get("g"))
+        run = self._begin(request, delivery)
         if self.lock is not None:
             locking.take(self, run, args, kwargs)
         self._start(args, kwargs)
@@ -157,23 +157,22 @@ class Task(CeleryTask):  # type: ignore[misc]
         faults.point(faults.BEFORE_SETTLE)
         return result
 
-    def _begin(self, request: Any, revision: int, line: str | None) -> Run:
+    def _begin(self, request: Any, delivery: dict[str, Any]) -> Run:
         """Lock and claim the job, or raise `Ignore`: this delivery has nothing to run."""
-        token, lease = uuid4(), None
-        admitted, slot = gating.admit(request.id, revision, line) if line or self.limits else (True, None)
-        if not admitted:
-            self._drop("not admitted")
+        revision, line, lease = delivery["r"], delivery.get("g"), None
+        token = UUID(delivery["l"]) if "l" in delivery else uuid4()
         try:
-            lease = self._lock(request.id, token)
+            lease = self._lock(request.id, token, delivery.get("p"))
         except StoreUnavailable:
             OUTAGES.labels("job lock", "claim alone").inc()
+        admitted, slot = gating.admit(request.id, revision, line) if line or self.limits else (True, None)
+        if not admitted:
+            self._drop("not admitted", lease)
         faults.point(faults.AFTER_LOCK)
         claim = self._claim(request, revision, token)
         if claim is None:
-            if lease:
-                locks.release(lease.key, lease.token)
             # Its slot is left to run out: whoever runs the job in this moment holds it under the same name.
-            self._drop("not claimable")
+            self._drop("not claimable", lease)
         faults.point(faults.AFTER_CLAIM)
         run = Run(claim, self.backend.crash, lease=lease, slot=slot)
         if lease:
@@ -185,10 +184,17 @@ class Task(CeleryTask):  # type: ignore[misc]
             request.expires = claim.expires_at.isoformat()
         return run
 
-    def _lock(self, job_id: str, token: UUID) -> locks.Lease:
-        """Take the job's lock, or raise `Ignore`: another delivery of it is running."""
+    def _lock(self, job_id: str, token: UUID, taken_at: float | None) -> locks.Lease:
+        """Take the job's lock, or raise `Ignore`: another delivery of it is running.
+
+        One that came with the message, `taken_at` a moment ago, is in hand.
+        """
         key, ttl_ms = keys.job_lock(job_id), int(settings().lease_s * 1000)
-        lease = locks.try_acquire(key, token.hex, ttl_ms)
+        lease = None
+        if taken_at is not None:
+            fresh = 0 <= time.monotonic() - taken_at < settings().lease_s / 3  # its first renewal comes in time then
+            lease = locks.taken(key, token.hex, ttl_ms, fresh=fresh)
+        lease = lease or locks.try_acquire(key, token.hex, ttl_ms)
         if lease is None:
             time.sleep(_LOCK_AGAIN_S)
             lease = locks.try_acquire(key, token.hex, ttl_ms)
@@ -205,7 +211,9 @@ class Task(CeleryTask):  # type: ignore[misc]
             OUTAGES.labels("ledger", "job left queued").inc()
             return None
 
-    def _drop(self, reason: str) -> NoReturn:
+    def _drop(self, reason: str, lease: locks.Lease | None = None) -> NoReturn:
+        if lease is not None:
+            locks.release(lease.key, lease.token)
         DROPPED.labels(reason).inc()
         raise Ignore(f"delivery dropped: {reason}")
 

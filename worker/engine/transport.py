@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from queue import Empty
 from typing import Any
+from uuid import uuid4
 
 import redis
 from celery import current_app
@@ -14,12 +16,18 @@ from kombu.utils.json import loads
 
 from models import JobState
 from worker.errors import HoldfastError
-from worker.ledger.message import decode, is_ours
+from worker.ledger.message import HEADER, JOB, decode, is_ours
 from worker.ledger.settle import Guard
 from worker.settings import settings
+from worker.store import keys, script
 from worker.telemetry import DROPPED, log
 
 logger = log(__name__)
+
+#: Seconds after which scripts are tried again that a server refused.
+_NO_SCRIPT_S = 10.0
+
+_pop = script("queue_pop")
 
 #: Seconds between two looks for a Redis that is away: jobs wait in Postgres for its return.
 _LOOK_S = 1
@@ -36,28 +44,76 @@ class _Hardened:
     _queue_cycle: Any
     _flush_brpop_reauth: Any
     _in_poll: Any
+    _brpop_sent_at: Any
+    active_queues: Any
+
+    #: Whether the last look brought a message, so that the next may be there: then it is taken with the lock of its job.
+    _more = False
+    #: The token and the moment of a message that is being taken so; None while `BRPOP` waits for one.
+    _asked: tuple[str, float] | None = None
+    #: Until when scripts are not tried again that the server refused.
+    _no_script_until = 0.0
+
+    def _brpop_start(self, timeout: float | None = None) -> None:
+        """Ask for the next message: while there are more, for one and its lock at once, which spares a child a round trip."""
+        self._asked = None
+        if not self._more or time.monotonic() < self._no_script_until:
+            super()._brpop_start(timeout)  # type: ignore[misc]
+            return
+        queues = self._queue_cycle.consume(len(self.active_queues))
+        if not queues:
+            return
+        lists = [keys.queue(queue, step) for step in keys.PRIORITY_STEPS for queue in queues]
+        self._asked = (uuid4().hex, time.monotonic())
+        self._in_poll, self._brpop_sent_at = self.client.connection, self._asked[1]
+        lock = [self._asked[0], int(settings().lease_s * 1000), *keys.job_lock("\0").split("\0")]
+        self.client.connection.send_command(*_pop.command(lists, lock))
 
     def _brpop_read(self, **options: Any) -> bool:
         try:
             try:
-                popped = self.client.parse_response(self.client.connection, "BRPOP", **options)
+                popped = self.client.parse_response(self.client.connection, "EVALSHA" if self._asked else "BRPOP", **options)
             except self.connection_errors:
                 self.client.connection.disconnect()
                 raise
+            except redis.exceptions.ResponseError as exc:
+                if self._asked is None:
+                    raise
+                self._go_without(exc)
+                raise Empty from exc
+            self._more = bool(popped)
             if not popped:
                 raise Empty
-            key, item = popped
+            key, item, *locked = popped
             queue = bytes_to_str(key).rsplit(self.sep, 1)[0]
             self._queue_cycle.rotate(queue)
             payload = _decoded(item)
             if payload is None:
                 self._hand_over(item, queue)
             else:
+                self._note_lock(payload, bool(locked and locked[0]))
                 self._deliver(payload, queue)
             return True
         finally:
             self._in_poll = None
             self._flush_brpop_reauth()
+
+    def _note_lock(self, payload: dict[str, Any], locked: bool) -> None:
+        """Hand on the token of the lock that was taken with a message; one that the message brings along is not believed."""
+        ours = payload["headers"][HEADER]
+        if isinstance(ours, dict):
+            ours.pop("l", None)
+            if locked and self._asked and payload.get(JOB) == payload["headers"]["id"]:
+                ours["l"], ours["p"] = self._asked
+
+    def _go_without(self, exc: Exception) -> None:
+        """Teach a server the script that it does not know; leave one that refuses it alone for a while."""
+        if isinstance(exc, redis.exceptions.NoScriptError):
+            with self.conn_or_acquire() as client:
+                client.script_load(_pop.source)
+            return
+        self._no_script_until = time.monotonic() + _NO_SCRIPT_S
+        logger.warning("Redis refuses to take messages with their locks; they are taken one after the other", error=str(exc))
 
     def _deliver(self, payload: dict[str, Any], queue: str) -> None:
         """Give the message to the worker; one that it stumbles over ends its job, not the worker."""

@@ -11,8 +11,11 @@ import msgspec
 from kombu.utils.json import loads
 
 #: The header by which a worker knows a message that has a row. Its value: revision `r`, moment sent `t` (ms since 1970),
-#: and the line `g` it was let out of, if any.
+#: and the line `g` it was let out of, if any. The worker that took it adds the token `l` of the lock it took with it, if any, and
+#: the moment `p` at which it asked (seconds of the machine's monotonic clock).
 HEADER = "holdfast"
+#: The last key of a payload: the job's id, where `queue_pop.lua` finds it without reading the rest.
+JOB = "job"
 
 #: A stored message: `headers`, `properties`, `body` (text), `content-type`, `content-encoding`.
 Message = dict[str, Any]
@@ -74,7 +77,7 @@ def wire(message: Message, queue: str, priority: int, revision: int, sent_ms: in
         "delivery_info": {"exchange": "", "routing_key": queue},
     }
     form = {"content-type": "application/json", "content-encoding": "utf-8"}
-    return encode({**message, **form, "headers": headers, "properties": properties})
+    return encode({**message, **form, "headers": headers, "properties": properties, JOB: headers["id"]})
 
 
 def fault_of(message: Any, job_id: str) -> str | None:

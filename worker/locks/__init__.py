@@ -2,7 +2,7 @@
 
 from worker.locks.advisory import AdvisoryLock, key_of
 from worker.locks.held import Held
-from worker.locks.lease import release, try_acquire
+from worker.locks.lease import release, taken, try_acquire
 from worker.locks.lock import Lock
 from worker.locks.peek import Holder, Picture, break_lock, list_locks, picture_of
 from worker.locks.redlock import HeldRedlock, Redlock
@@ -17,7 +17,7 @@ __all__ = [
     # in Postgres
     "AdvisoryLock", "key_of",
     # the bare lease, as a job's own lock is one
-    "Lease", "keeper", "release", "try_acquire",
+    "Lease", "keeper", "release", "taken", "try_acquire",
     # for people
     "Holder", "Picture", "break_lock", "list_locks", "picture_of",
 ]  # fmt: skip

@@ -7,6 +7,18 @@ from worker.store import Lease, Role, coordination, script
 from worker.telemetry import OUTAGES
 
 _release = script("lease_release")
+_renew = script("lease_renew")
+
+
+def taken(key: str, token: str, ttl_ms: int, *, fresh: bool) -> Lease | None:
+    """Return the lease that was taken for this token elsewhere: as it is while `fresh`, else begun anew if it still holds.
+
+    Raises `StoreUnavailable`.
+    """
+    role = coordination()
+    if not fresh and not role.ask([_renew.command([key], [token, ttl_ms])])[0]:
+        return None
+    return Lease(key, token, ttl_ms, role)
 
 
 def try_acquire(key: str, token: str, ttl_ms: int) -> Lease | None:
