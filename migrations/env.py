@@ -14,6 +14,13 @@ _LOCK = 4_710_922_315
 #: A migration that cannot get its table lock in this time would make every statement behind it wait: better to try again later.
 _LOCK_TIMEOUT = "5s"
 _STATEMENT_TIMEOUT = "10min"
+#: All tables stay where the first ones are. A user called `holdfast` would else get its new ones into the schema of the SQL door,
+#: which Postgres looks at first for being called like the user.
+_STAY = """
+SELECT set_config('search_path', quote_ident(coalesce(
+    (SELECT nspname FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace WHERE c.oid = to_regclass('alembic_version')),
+    current_schema())), false)
+"""
 
 
 def include_object(obj: object, name: str | None, kind: str, reflected: bool, compare_to: object) -> bool:
@@ -28,6 +35,7 @@ def run() -> None:
     with engine.connect() as connection:
         connection.execute(text(f"SET lock_timeout = '{_LOCK_TIMEOUT}'"))
         connection.execute(text(f"SET statement_timeout = '{_STATEMENT_TIMEOUT}'"))
+        connection.execute(text(_STAY))
         connection.commit()
         context.configure(
             connection=connection, target_metadata=Base.metadata, include_object=include_object,

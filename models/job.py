@@ -102,6 +102,8 @@ class Job(_JobColumns, Base):
         Index("jobs_expires_ix", "expires_at", postgresql_where=text("expires_at IS NOT NULL AND state <> 'running'")),
         # A running job that was asked to stop, and came back to its queue instead.
         Index("jobs_cancelled_ix", "id", postgresql_where=text("cancel_requested AND state <> 'running'")),
+        # The deliveries of one job's callbacks, which go in order.
+        Index("jobs_deliveries_ix", "parent_id", postgresql_where=text("task = 'webhook.deliver'")),
         Index("jobs_unique_ix", "unique_key", unique=True, postgresql_where=text("unique_key IS NOT NULL")),
         # The table turns over all the time: vacuum early, and leave room in a page for the claimed copy of a row.
         {"postgresql_with": {"fillfactor": 70, "autovacuum_vacuum_scale_factor": 0.02, "autovacuum_vacuum_cost_delay": 0}},

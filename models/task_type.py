@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import JSON, SmallInteger, text
+from sqlalchemy import ARRAY, JSON, SmallInteger, Text, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -31,4 +31,10 @@ class TaskType(Base):
     #: Whether its jobs stand in lines, or are one at a time by key: then a process that knows the task completes them.
     limited: Mapped[bool] = mapped_column(server_default=text("false"))
     is_unique: Mapped[bool] = mapped_column(server_default=text("false"))
+    #: The names its arguments can be given by.
+    names: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default=text("'{}'"))
+    #: What its process has set: the queues there are, seconds an idempotency key is kept, and the largest arguments in bytes.
+    queues: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default=text("'{}'"))
+    key_ttl_s: Mapped[int] = mapped_column(server_default="86400")
+    max_message_bytes: Mapped[int] = mapped_column(server_default="1048576")
     updated_at: Mapped[CreatedAt]

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -64,6 +65,8 @@ def create_database(server_url: str, name: str, template: str = "template1") -> 
     """Create a database as a copy of another and return its URL."""
     with psycopg.connect(server_url, autocommit=True) as conn:
         conn.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}" STRATEGY FILE_COPY')
+        # As the migration sets it for the user called like the schema of the SQL door; a copy does not take that along.
+        conn.execute(f'ALTER DATABASE "{name}" SET search_path = public')
     return server_url.rpartition("/")[0] + f"/{name}"
 
 
@@ -112,10 +115,11 @@ def redis_programs() -> dict[str, str]:
 def forget() -> None:
     """Make this process read its settings anew and connect anew: closes and drops what it has cached."""
     from worker import db
-    from worker.ledger import limits, publish
+    from worker.ledger import flags, limits, publish
     from worker.settings import settings
     from worker.store import client
 
+    flags.forget()
     for engine in (db.engine, db._autocommit):
         if engine.cache_info().currsize:
             engine().dispose()
@@ -291,6 +295,27 @@ class Relay(Program):
 
     def __init__(self, *args: str, env: Mapping[str, str] | None = None) -> None:
         super().__init__("-m", "worker.cli", "relay", *args, name="relay", ready=r"\bready\b", env=env)
+
+
+class Gateway(Program):
+    """The HTTP gateway: `holdfast gateway` on a port that was free a moment ago."""
+
+    def __init__(self, *, include: str = "", port: int = 0, env: Mapping[str, str] | None = None) -> None:
+        self.port = port or free_port()
+        extra = {"HOLDFAST_INCLUDE": include} if include else {}
+        arguments = ("-m", "worker.cli", "gateway", "--port", str(self.port))
+        super().__init__(*arguments, name="gateway", ready=r"gateway ready", env={**extra, **(env or {})})
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+
+def free_port() -> int:
+    """Return a port of loopback that nobody listens on."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
 
 
 def _die_with_parent() -> None:

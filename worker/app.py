@@ -46,7 +46,9 @@ def defaults() -> dict[str, Any]:
     }  # fmt: skip
 
 
-_OURS = ("worker.tasks.cache", "worker.tasks.http", "worker.tasks.llm", "worker.tasks.maintenance")
+_OURS = (
+    "worker.tasks.cache", "worker.tasks.http", "worker.tasks.llm", "worker.tasks.maintenance", "worker.tasks.webhooks",
+)  # fmt: skip
 
 app = Holdfast("holdfast", include=[*_OURS, *read_settings().include])
 app.add_defaults(defaults)

@@ -15,6 +15,7 @@
     │   └── InvalidRequest       `http.call` or `llm.chat` cannot make such a call
     ├── InvalidSchedule (ValueError)
     │   └── ScheduleNotFound     no schedule has this name
+    ├── AlreadyImported (ValueError)  the jobs of this file are known
     ├── IdempotencyConflict      the key was used with another payload
     ├── ClaimLost                the attempt is no longer the job's owner
     ├── NotInJob                 called outside a running durable job
@@ -126,6 +127,10 @@ class InvalidSchedule(HoldfastError, ValueError):
 
 class ScheduleNotFound(InvalidSchedule):
     """No schedule has this name."""
+
+
+class AlreadyImported(HoldfastError, ValueError):
+    """The file was imported before, in part or in whole; --resume accepts what is left of it."""
 
 
 class IdempotencyConflict(HoldfastError):

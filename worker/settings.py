@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from base64 import b64decode
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any
@@ -82,13 +83,15 @@ class Settings(BaseSettings):
     llm_timeout_s: float = Field(120.0, gt=0, le=3600, description="Seconds a call of `llm.chat` may take that does not say how many.")
     llm_lease_s: float = Field(30.0, ge=1, le=3600, description="Seconds after which the reservation of a dead worker's call is free again; renewed at a third of it.")
     llm_cache_ttl_s: int = Field(3600, ge=1, description="Seconds an answer of `llm.chat` is kept where its call allows that.")
+    webhook_secrets: Names = Field([], repr=False, description="Secrets by which callbacks are signed, separated by commas: `whsec_` and base64 of 24 to 64 bytes, for one caller's jobs `caller:whsec_…`. All that fit sign, so that they can be rotated.")
+    webhook_retry_s: float = Field(86_400.0, ge=0, description="Seconds for which a callback that was not taken is tried again.")
 
     flower_auth: str = Field("", description="`user:password` that Flower asks for. Empty: it listens on loopback only, and a password is made up and told at each start.")
     log_level: str = Field("INFO", description="Least severe log line that is written.")
     log_json: bool = Field(False, description="Whether log lines are JSON objects.")
     fault: str = Field("", description="Fault points to arm, for chaos tests only: `name:action[:nth]`, separated by commas.")
 
-    @field_validator("include", "queues", "redlock_urls", mode="before")
+    @field_validator("include", "queues", "redlock_urls", "webhook_secrets", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         if isinstance(value, str):
@@ -156,6 +159,13 @@ class Settings(BaseSettings):
     def _are_redis(cls, value: list[str]) -> list[str]:
         return [cls._is_redis(url) for url in value]
 
+    @field_validator("webhook_secrets")
+    @classmethod
+    def _are_secrets(cls, value: list[str]) -> list[str]:
+        if not all(_is_secret(text.rpartition(":")[2]) for text in value):
+            raise ValueError("must be texts of `whsec_` and the base64 of 24 to 64 random bytes, after `caller:` for one caller's")
+        return value
+
     @field_validator("flower_auth")
     @classmethod
     def _is_user_and_password(cls, value: str) -> str:
@@ -203,6 +213,13 @@ class Settings(BaseSettings):
                 "set them, or start one with `holdfast up`"
             ) from exc
         return self.model_copy(update={k: found[k] for k in ("database_url", "redis_url", "cache_url")})
+
+
+def _is_secret(text: str) -> bool:
+    try:
+        return text.startswith("whsec_") and 24 <= len(b64decode(text.removeprefix("whsec_"), validate=True)) <= 64
+    except ValueError:
+        return False
 
 
 def read_settings() -> Settings:

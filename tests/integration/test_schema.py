@@ -55,6 +55,14 @@ def test_models_equal_migrations(stack: Stack, template: str) -> None:
     assert differences(stack.postgres.url.rpartition("/")[0] + f"/{template}") == []
 
 
+def test_tables_stay_in_one_schema_also_for_a_user_called_like_that_of_the_sql_door(empty: str) -> None:
+    for revision in ("0007", "head"):
+        command.upgrade(alembic_config(empty), revision)
+    with psycopg.connect(empty) as conn:
+        found = conn.execute("SELECT DISTINCT schemaname FROM pg_tables WHERE schemaname !~ '^(pg_|information_)'")
+        assert (conn.info.user, found.fetchall()) == ("holdfast", [("public",)])
+
+
 def test_difference_would_be_seen(empty: str) -> None:
     upgrade(empty)
     with psycopg.connect(empty, autocommit=True) as conn:

@@ -9,10 +9,11 @@ from typing import Annotated
 
 import typer
 
-from worker.cli import cache, db, jobs, limits, locks, options, queues, schedules, workers
+from worker.cli import cache, db, jobs, limits, locks, options, queues, schedules, webhooks, workers
 from worker.cli.beat import beat
 from worker.cli.exits import ExitCode, code_of, epilog
 from worker.cli.flower import flower
+from worker.cli.importing import import_
 from worker.cli.output import note
 from worker.cli.relay import relay
 from worker.cli.run import run
@@ -53,11 +54,12 @@ app.command(rich_help_panel=_RUN, context_settings=_PASSING_ON)(beat)
 app.command(rich_help_panel=_RUN)(relay)
 app.command(rich_help_panel=_RUN, context_settings=_PASSING_ON)(flower)
 app.command(rich_help_panel=_LOOK)(run)
+app.command("import", rich_help_panel=_LOOK)(import_)
 app.command(rich_help_panel=_LOOK)(stats)
 app.command(rich_help_panel=_LOOK)(usage)
 for _name, _group in (
     ("jobs", jobs), ("queues", queues), ("workers", workers), ("schedules", schedules), ("cache", cache),
-    ("limits", limits), ("locks", locks), ("db", db),
+    ("limits", limits), ("locks", locks), ("webhooks", webhooks), ("db", db),
 ):  # fmt: skip
     app.add_typer(_group.app, name=_name, rich_help_panel=_LOOK)
 app.command(rich_help_panel=_LOOK)(version)

@@ -9,9 +9,10 @@ from celery import Celery
 from worker.db import statement
 from worker.engine.calls import form_of
 from worker.engine.options import checked_priority, is_seconds
-from worker.engine.schemas import positional_of, schema_of
+from worker.engine.schemas import names_of, positional_of, schema_of
 from worker.errors import HoldfastError
 from worker.ledger.task_types import TaskRow, register
+from worker.settings import settings
 from worker.telemetry import log
 
 logger = log(__name__)
@@ -35,7 +36,7 @@ def register_tasks(app: Celery) -> None:
 
 
 def _row(app: Celery, name: str) -> TaskRow:
-    task = app.tasks[name]
+    task, conf = app.tasks[name], settings()
     form = form_of(app, task)
     names, open_ended = positional_of(task)
     expires: Any = form.options.get("expires")
@@ -43,5 +44,6 @@ def _row(app: Celery, name: str) -> TaskRow:
     return TaskRow(
         name, form.queue, checked_priority(form.options.get("priority")), task.max_attempts,
         float(expires) if is_seconds(expires) else None, headers, schema_of(task), names, open_ended,
-        bool(task.limits), task.unique_for is not None,
+        bool(task.limits or conf.limits), task.unique_for is not None,
+        names_of(task), list(app.amqp.queues), conf.idempotency_ttl_s, conf.max_message_bytes,
     )  # fmt: skip

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable
-from typing import TypeVar
+from typing import Any, TypeVar
 from uuid import UUID
 
 import psycopg
@@ -20,8 +20,9 @@ from worker.cache import outbox
 from worker.db import statement
 from worker.engine.application import Holdfast
 from worker.errors import InvalidJob, LedgerUnavailable, StoreUnavailable
-from worker.ledger import accept, adopt, dispatch, manage, nodes, usage
+from worker.ledger import accept, adopt, completing, dispatch, manage, nodes, usage
 from worker.ledger.adopt import Unsound
+from worker.ledger.completing import Refused
 from worker.ledger.gate import Gate
 from worker.ledger.message import NewJob, fault_of, sent_ms
 from worker.ledger.publish import Sendable, current_epoch, publish, room
@@ -46,6 +47,8 @@ _EMPTIED = 0.1
 _OWED_S = 0.25
 #: Seconds between two looks for what was spent and Redis has not counted.
 _SPENT_S = 1.0
+#: Seconds between two warnings of jobs whose task no relay knows.
+_WARN_S = 60.0
 #: Seconds until a part is tried again that failed in a way nobody foresaw.
 _FAILED_S = 1.0
 #: Seconds until a part is tried again that Redis, away or full, did not let do its work.
@@ -68,6 +71,7 @@ class Relay:
         self._epoch = ""
         self._gate = Gate()
         self._more = False
+        self._warn_from = 0.0
         # The workers could not beat to a Postgres that was away: judge none before they have had time to.
         self._judge_from = time.monotonic() + conf.node_dead_s
 
@@ -129,6 +133,8 @@ class Relay:
         with statement() as conn:
             waiting = dispatch.waiting_queues(conn)
         for queue, paused, window, limited in waiting:
+            if limited:
+                self._complete(queue)
             if not paused and limited:
                 self._let_through(queue, window or settings().window, epoch)
             if not paused:
@@ -153,6 +159,28 @@ class Relay:
                 raise StoreUnavailable("Redis did not take what is due")
             self._count("sent", len(jobs), more=len(jobs) >= _EMPTIED * window)
             left -= len(jobs)
+
+    def _complete(self, queue: str) -> None:
+        """Find out what SQL could not tell of the jobs it wrote; end those that nobody could run, or that another stands for."""
+        with statement() as conn:
+            looked_at, refused = completing.complete(conn, queue, list(self.app.tasks), self._uniqueness)
+            strange = [] if looked_at else completing.strange(conn, queue, list(self.app.tasks))
+        self._each(refused, self._refuse)
+        self._count("completed", looked_at, more=looked_at >= completing.MOST)
+        if strange and time.monotonic() > self._warn_from:
+            self._warn_from = time.monotonic() + _WARN_S
+            logger.warning("jobs wait for a relay that knows their task: name its module in HOLDFAST_INCLUDE", tasks=strange)
+
+    def _uniqueness(self, task: str, args: list[Any], kwargs: dict[str, Any]) -> tuple[str, float] | None:
+        found = self.app.tasks[task]
+        return None if found.unique_for is None else (found.unique_key(args, kwargs), float(found.unique_for))
+
+    def _refuse(self, refused: Refused) -> None:
+        if refused.holder is None:
+            self._discard((refused.job_id, refused.why))
+        else:
+            why = TaskRevokedError(refused.why)
+            self.app.backend.end_job(refused.job_id, Guard.waiting(), why, JobState.CANCELLED, refused.why)
 
     def _let_through(self, queue: str, window: int, epoch: str) -> None:
         # Half of the room, so that limited jobs and those that nothing limits do not stand before each other.

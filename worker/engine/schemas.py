@@ -61,6 +61,11 @@ def positional_of(task: Any) -> tuple[list[str], bool]:
     return list(form.positional), form.rest is not None
 
 
+def names_of(task: Any) -> list[str]:
+    """Return the names by which a task's arguments can be given."""
+    return sorted(_form(task).by_name)
+
+
 def check_arguments(task: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
     """Raise `InvalidArguments` with the `field` that is wrong, unless the task takes these arguments, which came as JSON.
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Protocol
 
-import msgspec
 import psycopg
 from sqlalchemy import event
 from sqlalchemy.orm import Session, SessionTransaction
@@ -17,6 +15,7 @@ from sqlalchemy.orm import Session, SessionTransaction
 from worker import faults
 from worker.db import first_row, raw, repeatable, statement, translated
 from worker.errors import IdempotencyConflict, InvalidJob
+from worker.ledger.canonical import digest
 from worker.ledger.lines import gate_of
 from worker.ledger.message import NewJob, encode
 from worker.ledger.publish import Sendable, epochs_for, publish
@@ -205,16 +204,16 @@ def _insert_unique(conn: psycopg.Connection[Any], job: NewJob, epoch: str | None
 
 def _known_by_key(conn: psycopg.Connection[Any], job: NewJob) -> str | None:
     """Take the job's idempotency key, or return the job it already stands for. Raises `IdempotencyConflict`."""
-    caller, digest = job.caller or "", payload_hash(job)
+    caller, payload = job.caller or "", payload_hash(job)
     taken = conn.execute(
         _TAKE_KEY,
-        {"caller": caller, "key": job.idempotency_key, "hash": digest, "id": job.id, "ttl": settings().idempotency_ttl_s},
+        {"caller": caller, "key": job.idempotency_key, "hash": payload, "id": job.id, "ttl": settings().idempotency_ttl_s},
     ).fetchone()
     if taken:
         return None
     row = conn.execute(_KEY_HOLDER, (caller, job.idempotency_key)).fetchone()
     assert row is not None, "a key that cannot be taken has a holder"
-    if bytes(row[0]) != digest:
+    if bytes(row[0]) != payload:
         raise IdempotencyConflict(
             f"idempotency key {job.idempotency_key!r} was used for job {row[1]} with another payload", job_id=row[1]
         )
@@ -224,7 +223,7 @@ def _known_by_key(conn: psycopg.Connection[Any], job: NewJob) -> str | None:
 def payload_hash(job: NewJob) -> bytes:
     """Return the digest by which a repeated request is known: task and arguments, not the moment, the id or its links."""
     args, kwargs, _ = json.loads(job.message["body"])  # msgspec would refuse the NaN that Celery's JSON may hold
-    return hashlib.sha256(msgspec.json.encode([job.task, args, kwargs], order="sorted")).digest()
+    return digest([job.task, args, kwargs])
 
 
 def _insert(conn: psycopg.Connection[Any], job: NewJob, epoch: str | None) -> Sendable | None:
@@ -277,25 +276,31 @@ def copy_jobs(jobs: Sequence[NewJob]) -> list[str]:
     if where is not None:
         return where.accept(jobs)
     epochs = epochs_for([job.queue for job in jobs])
-    sendables: list[Sendable] = []
     with statement() as conn, conn.transaction():
-        row = conn.execute("SELECT now::text, (extract(epoch FROM now) * 1000)::int8 FROM clock_timestamp() AS now").fetchone()
-        assert row is not None
-        moment, sent_ms = row
-        with conn.cursor().copy(_COPY) as copy:
-            for job, epoch in zip(jobs, epochs, strict=True):
-                epoch = None if job.gate else epoch
-                if epoch:
-                    sendables.append(Sendable(job.id, job.queue, job.priority, 0, job.message, epoch, sent_ms))
-                copy.write_row((
-                    job.id, job.task, job.queue, job.priority, "queued", _message_text(job), job.args, job.kwargs,
-                    moment, job.max_attempts, job.caller, job.root_id,
-                    job.gate, job.callback_url, _metadata_text(job), epoch, moment if epoch else None,
-                ))  # fmt: skip
+        sendables = copy_rows(conn, jobs, epochs)
         faults.point(faults.AFTER_INSERT)
     faults.point(faults.AFTER_COMMIT)
     publish(sendables)
     return [job.id for job in jobs]
+
+
+def copy_rows(conn: psycopg.Connection[Any], jobs: Sequence[NewJob], epochs: Sequence[str | None]) -> list[Sendable]:
+    """Write the rows of new, immediate jobs without keys by one COPY, in the caller's transaction; return what to publish."""
+    sendables: list[Sendable] = []
+    row = conn.execute("SELECT now::text, (extract(epoch FROM now) * 1000)::int8 FROM clock_timestamp() AS now").fetchone()
+    assert row is not None
+    moment, sent_ms = row
+    with conn.cursor().copy(_COPY) as copy:
+        for job, epoch in zip(jobs, epochs, strict=True):
+            epoch = None if job.gate else epoch
+            if epoch:
+                sendables.append(Sendable(job.id, job.queue, job.priority, 0, job.message, epoch, sent_ms))
+            copy.write_row((
+                job.id, job.task, job.queue, job.priority, "queued", _message_text(job), job.args, job.kwargs,
+                moment, job.max_attempts, job.caller, job.root_id,
+                job.gate, job.callback_url, _metadata_text(job), epoch, moment if epoch else None,
+            ))  # fmt: skip
+    return sendables
 
 
 class SessionScope:

@@ -112,7 +112,7 @@ class Gate:
         if beyond and len(found) < _LINES:
             values = {"queue": queue, "beyond": "", "limit": _LINES - len(found)}
             found += [row[0] for row in conn.execute(_WAITING, values).fetchall() if row[0] <= beyond]
-        return found
+        return [gate for gate in found if gate != lines.INCOMPLETE]
 
     def _admitting(self, queue: str, found: Sequence[str]) -> Iterator[_Line]:
         """Yield the lines whose limits have room, asked many in one round trip: one that has none costs no more than that."""

@@ -26,6 +26,9 @@ UPDATE jobs SET gate = moved.gate, dispatch_epoch = NULL, dispatched_at = NULL
  WHERE jobs.id = moved.id AND jobs.state IN ('scheduled', 'queued')
 """
 
+#: The line of rows that SQL wrote and nobody has looked at yet; see `worker.ledger.completing`. Any other line is JSON.
+INCOMPLETE = "?"
+
 #: What tasks declare: by task, the limits each of its jobs is charged for.
 _declared: dict[str, tuple[str, ...]] = {}
 

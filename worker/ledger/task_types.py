@@ -14,19 +14,24 @@ from worker.ledger.message import encode
 #: A row that says the same stays as it is: fleets start together.
 _REGISTER = """
 INSERT INTO task_types AS t
-       (name, queue, priority, max_attempts, expires_s, headers, arguments, positional, open_ended, limited, is_unique)
+       (name, queue, priority, max_attempts, expires_s, headers, arguments, positional, open_ended, limited, is_unique,
+        names, queues, key_ttl_s, max_message_bytes)
 VALUES (%(name)s, %(queue)s, %(priority)s, %(max_attempts)s, %(expires_s)s, %(headers)s::json, %(arguments)s::jsonb,
-        %(positional)s::jsonb, %(open_ended)s, %(limited)s, %(is_unique)s)
+        %(positional)s::jsonb, %(open_ended)s, %(limited)s, %(is_unique)s,
+        %(names)s, %(queues)s, %(key_ttl_s)s, %(max_message_bytes)s)
 ON CONFLICT (name) DO UPDATE
    SET queue = excluded.queue, priority = excluded.priority, max_attempts = excluded.max_attempts,
        expires_s = excluded.expires_s, headers = excluded.headers, arguments = excluded.arguments,
        positional = excluded.positional, open_ended = excluded.open_ended, limited = excluded.limited,
-       is_unique = excluded.is_unique, updated_at = clock_timestamp()
+       is_unique = excluded.is_unique,
+       names = excluded.names, queues = excluded.queues, key_ttl_s = excluded.key_ttl_s,
+       max_message_bytes = excluded.max_message_bytes, updated_at = clock_timestamp()
  WHERE (t.queue, t.priority, t.max_attempts, t.expires_s, t.headers::text, t.arguments, t.positional, t.open_ended, t.limited,
-        t.is_unique)
+        t.is_unique, t.names, t.queues, t.key_ttl_s, t.max_message_bytes)
        IS DISTINCT FROM
        (excluded.queue, excluded.priority, excluded.max_attempts, excluded.expires_s, excluded.headers::text,
-        excluded.arguments, excluded.positional, excluded.open_ended, excluded.limited, excluded.is_unique)
+        excluded.arguments, excluded.positional, excluded.open_ended, excluded.limited, excluded.is_unique,
+        excluded.names, excluded.queues, excluded.key_ttl_s, excluded.max_message_bytes)
 """
 
 
@@ -45,6 +50,10 @@ class TaskRow:
     open_ended: bool
     limited: bool
     is_unique: bool
+    names: list[str]
+    queues: list[str]
+    key_ttl_s: int
+    max_message_bytes: int
 
 
 _name = attrgetter("name")

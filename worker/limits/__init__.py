@@ -2,6 +2,7 @@
 
 from worker.limits.aio import AsyncLimiter
 from worker.limits.budget import Budgets, Level, OpenCall, Outcome, Reservation, Standing
+from worker.limits.circuit import Circuit
 from worker.limits.decision import Decision
 from worker.limits.limit import Charge
 from worker.limits.limiter import Limiter, ask_all, ask_many, peek_many, release_all, try_acquire_all
@@ -14,6 +15,8 @@ __all__ = [
     "Limiter", "AsyncLimiter", "Decision", "Slot",
     # several
     "Charge", "ask_all", "ask_many", "peek_many", "release_all", "try_acquire_all",
+    # what fails
+    "Circuit",
     # rates
     "Algorithm", "Rate", "parse_rate",
     # budgets

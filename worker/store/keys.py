@@ -43,6 +43,7 @@ KINDS = (
     KeyKind("holdfast:limit:{<key>}:<way>", "coordination", "string", "until all of it is free again: its window, or its "
             "bucket's refill", "as each limit says: closed, local or open"),
     KeyKind("holdfast:limit:{<key>}:slots", "coordination", "zset", "until the lease of the last holder ends", "as above"),
+    KeyKind("holdfast:circuit:{<name>}", "coordination", "hash", "an hour after the last failure", "open: everybody is called"),
     KeyKind("holdfast:budget:{<root>}", "coordination", "hash", "32 days after the last call",
             "closed: nothing is admitted until it is rebuilt"),
     KeyKind("holdfast:budget:{<root>}:calls", "coordination", "zset", "as the budget's", "as above"),
@@ -126,6 +127,11 @@ def turns(process: str) -> str:
 def limit(key: str, way: str) -> str:
     """Return the counter of a limit for one key; `way` is how it counts, so that another way of counting starts anew."""
     return f"holdfast:limit:{{{key}}}:{way}"
+
+
+def circuit(name: str) -> str:
+    """Return the failures in a row of a party that is called."""
+    return f"holdfast:circuit:{{{name}}}"
 
 
 def budget(root: str) -> str:

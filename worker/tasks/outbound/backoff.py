@@ -29,7 +29,14 @@ def parse_retry_after(text: str, now: datetime) -> float | None:
     return min(max((moment - now).total_seconds(), 0.0), LONGEST_S)
 
 
-def delay_s(retries: int, retry_after_s: float | None = None, *, chance: Callable[[], float] = random.random) -> float:
+def delay_s(
+    retries: int,
+    retry_after_s: float | None = None,
+    *,
+    base_s: float = BASE_S,
+    cap_s: float = CAP_S,
+    chance: Callable[[], float] = random.random,
+) -> float:
     """Return the seconds to wait before the next try, after `retries` earlier ones.
 
     Exponential with full jitter (Brooker, "Exponential Backoff And Jitter", AWS 2015): anything between zero and the bound, so
@@ -39,4 +46,4 @@ def delay_s(retries: int, retry_after_s: float | None = None, *, chance: Callabl
     if retry_after_s is not None:
         return min(retry_after_s + chance() * BASE_S, LONGEST_S)
     # The exponent is held: 2.0 ** 1024 is an error.
-    return chance() * min(CAP_S, BASE_S * 2.0 ** min(retries, 32))
+    return chance() * min(cap_s, base_s * 2.0 ** min(retries, 32))
