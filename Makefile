@@ -60,13 +60,16 @@ fmt: $(STAMP)  ## Sort imports and mend what ruff can mend
 chaos: $(STAMP)  ## Run the chaos tests at full size (SEED=n repeats a run)
 	@CHAOS_FULL=1 CHAOS_SEED="$(SEED)" $(BIN)/python -m pytest --timeout 900 tests/chaos $(ARGS)
 
-bench: $(STAMP)  ## Measure throughput, survival, history, the cache, limits and locks beside what others do
+bench: $(STAMP)  ## Measure everything that has a benchmark, beside what others do
 	@$(BIN)/python -m benchmarks.throughput $(ARGS)
 	@$(BIN)/python -m benchmarks.survival $(ARGS)
 	@$(BIN)/python -m benchmarks.history $(ARGS)
 	@$(BIN)/python -m benchmarks.cache $(ARGS)
 	@$(BIN)/python -m benchmarks.limits $(ARGS)
 	@$(BIN)/python -m benchmarks.locks $(ARGS)
+	@$(BIN)/python -m benchmarks.intake $(ARGS)
+	@$(BIN)/python -m benchmarks.sql_door $(ARGS)
+	@$(BIN)/python -m benchmarks.importing $(ARGS)
 
 lock: ALL := Everything: Holdfast with all its extras. `make install` uses it.
 lock: RUNTIME := What a container needs: Holdfast without its extras, and what builds it. The Dockerfile uses it.

@@ -6,6 +6,7 @@ from models.cache_outbox import CacheOutbox
 from models.chord import Chord, ChordPart
 from models.effect import Effect
 from models.job import ACTIVE_STATES, FINAL_STATES, HISTORY_COLUMNS, Job, JobHistory, JobState
+from models.job_event import EventReader, JobEvent
 from models.job_key import JobKey
 from models.limit_policy import LimitPolicy
 from models.queue import Queue
@@ -19,6 +20,8 @@ __all__ = [
     "Job", "JobHistory", "JobState", "Attempt", "ACTIVE_STATES", "FINAL_STATES", "HISTORY_COLUMNS",
     # what belongs to a job
     "Effect", "JobKey", "Chord", "ChordPart",
+    # what happened to jobs
+    "JobEvent", "EventReader",
     # the fleet
     "Queue", "Schedule", "TaskType", "WorkerNode",
     # the cache

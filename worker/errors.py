@@ -42,6 +42,13 @@
     │   ├── LockBusy             another holds it
     │   ├── LockReentered        the same thread holds it already
     │   └── LockLost             another may have held it before its holder was done
+    ├── StreamError              a stream cannot be used as asked
+    │   ├── InvalidStream (ValueError)  a name or a range cannot be used
+    │   ├── InvalidEntry (ValueError)   an entry or its id cannot be used
+    │   ├── ConsumerBusy         entries are pending with the consumer
+    │   ├── DeadLetterNotFound   no dead letter has this id
+    │   └── StreamGone           the group was lost with its stream
+    ├── InvalidPosition (ValueError)  no reader of events can stand there
     └── JobNotFound              no job, living or past, has this id
 
 The docstring of a class is its default message.
@@ -269,3 +276,36 @@ class LockLost(LockError):
 
     #: The fencing token under which it was held; 0 where there is none.
     fence: int = 0
+
+
+class StreamError(HoldfastError):
+    """The stream cannot be used as asked."""
+
+
+class InvalidStream(StreamError, ValueError):
+    """The name or range of a stream cannot be used."""
+
+
+class InvalidEntry(StreamError, ValueError):
+    """The entry cannot be used."""
+
+    #: Which field is wrong, as far as that is known.
+    field: str = ""
+
+
+class ConsumerBusy(StreamError):
+    """Entries are pending with the consumer; deleted, it would lose them."""
+
+    pending: int = 0
+
+
+class DeadLetterNotFound(StreamError):
+    """No dead letter has this id."""
+
+
+class StreamGone(StreamError):
+    """The group was lost with its stream, in a flush for instance."""
+
+
+class InvalidPosition(HoldfastError, ValueError):
+    """No reader of events can stand there."""

@@ -7,8 +7,8 @@ import signal
 import time
 from collections.abc import Callable
 
-#: Every point, in the order a job passes them; the last is passed by whatever changes what is cached. A point stands in the code
-#: once, as `faults.point(NAME)`.
+#: Every point, in the order a job passes them; then those of whatever changes what is cached, of the intake and of the forwarder.
+#: A point stands in the code once, as `faults.point(NAME)`.
 AFTER_INSERT = "after-insert"
 AFTER_COMMIT = "after-commit"
 AFTER_PUBLISH = "after-publish"
@@ -17,8 +17,13 @@ AFTER_CLAIM = "after-claim"
 BEFORE_SETTLE = "before-settle"
 AFTER_SETTLE = "after-settle"
 BEFORE_INVALIDATE = "before-invalidate"
+AFTER_READ = "after-read"
+BEFORE_ACK = "before-ack"
+AFTER_ACK = "after-ack"
+BEFORE_REMEMBER = "before-remember"
 POINTS = (
     AFTER_INSERT, AFTER_COMMIT, AFTER_PUBLISH, AFTER_LOCK, AFTER_CLAIM, BEFORE_SETTLE, AFTER_SETTLE, BEFORE_INVALIDATE,
+    AFTER_READ, BEFORE_ACK, AFTER_ACK, BEFORE_REMEMBER,
 )  # fmt: skip
 
 

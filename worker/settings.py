@@ -68,6 +68,11 @@ class Settings(BaseSettings):
     limits_timeout_ms: int = Field(40, ge=1, le=60_000, description="Milliseconds to wait for one answer on a limit; after that its outage policy decides.")
     limits_fleet_size: int = Field(8, ge=1, description="Processes among which a limit with the outage policy `local` is divided while Redis is away.")
 
+    intake_keep_size: int = Field(10_000, ge=0, description="Entries of the intake stream that are kept after they were accepted, for a replay.")
+    intake_reclaim_s: float = Field(5.0, gt=0, description="Seconds after which what a consumer of the intake stream holds is taken over by another.")
+    events_keep_size: int = Field(100_000, ge=1, description="Entries of the event stream that are kept; ten times as many while a group has yet to read them.")
+    events_days: int = Field(7, ge=1, description="Days an event is kept in Postgres.")
+
     redlock_urls: Names = Field([], description="Redis servers of `Redlock`, separated by commas: an odd number, independent of each other and of the other two.")
     redlock_timeout_ms: int = Field(50, ge=1, le=60_000, description="Milliseconds to wait for each of the servers of `Redlock`.")
     lock_snooze_s: float = Field(1.0, gt=0, le=3600, description="Seconds after which a job that found its lock held is tried again, half as many to half as many more.")

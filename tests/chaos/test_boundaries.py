@@ -20,6 +20,8 @@ ACCEPTING = (faults.AFTER_INSERT, faults.AFTER_COMMIT, faults.AFTER_PUBLISH)
 RUNNING = (faults.AFTER_LOCK, faults.AFTER_CLAIM, faults.BEFORE_SETTLE, faults.AFTER_SETTLE)
 #: No job's: died at in tests/integration/test_cache_outbox.py.
 CACHING = (faults.BEFORE_INVALIDATE,)
+#: Died at in tests/integration/test_intake.py and test_events.py.
+STREAMING = (faults.AFTER_READ, faults.BEFORE_ACK, faults.AFTER_ACK, faults.BEFORE_REMEMBER)
 #: Points that a job has to be armed for before it begins; for the others it arms its process itself.
 BEFORE_THE_BODY = (faults.AFTER_LOCK, faults.AFTER_CLAIM)
 
@@ -28,7 +30,7 @@ END_S = sized(20.0, 60.0)
 
 
 def test_every_point_is_tested() -> None:
-    assert {*ACCEPTING, *RUNNING, *CACHING} == set(faults.POINTS)
+    assert {*ACCEPTING, *RUNNING, *CACHING, *STREAMING} == set(faults.POINTS)
 
 
 # ---- accepting

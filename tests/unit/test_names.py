@@ -145,7 +145,9 @@ def test_every_function_that_makes_a_key_has_a_kind() -> None:
     made += [keys.limit("host:a", "s60"),
             keys.limit("host:a", "slots"), keys.budget("org:a"), keys.budget_calls("org:a"),
             *(beside(lease) for lease in (keys.lock("a"), keys.semaphore("a")) for beside in (str, keys.fence, keys.waiters)),
-            keys.redlock("a"), keys.llm_room("a:small", "tokens")]  # fmt: skip
+            keys.redlock("a"), keys.llm_room("a:small", "tokens"),
+            keys.stream("a"), keys.dead(keys.stream("a")), keys.stream_once(keys.stream("a"), "b"), keys.intake(),
+            keys.dead(keys.intake()), keys.events()]  # fmt: skip
     for key in made:
         assert any(keys_match(kind.pattern, key) for kind in keys.KINDS), key
 

@@ -44,6 +44,11 @@ def emit(document: Any) -> None:
     print(text)
 
 
+def emit_line(record: Mapping[str, Any]) -> None:
+    """Print one JSON object on a line of its own, at once: for what goes on."""
+    print(json.dumps(record, default=_plain, ensure_ascii=False), flush=True)
+
+
 def _worded(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _worded(one) for key, one in value.items()}

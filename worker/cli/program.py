@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from worker.cli import cache, db, jobs, limits, locks, options, queues, schedules, webhooks, workers
+from worker.cli import cache, db, events, jobs, limits, locks, options, queues, schedules, streams, webhooks, workers
 from worker.cli.beat import beat
 from worker.cli.exits import ExitCode, code_of, epilog
 from worker.cli.flower import flower
@@ -59,7 +59,7 @@ app.command(rich_help_panel=_LOOK)(stats)
 app.command(rich_help_panel=_LOOK)(usage)
 for _name, _group in (
     ("jobs", jobs), ("queues", queues), ("workers", workers), ("schedules", schedules), ("cache", cache),
-    ("limits", limits), ("locks", locks), ("webhooks", webhooks), ("db", db),
+    ("limits", limits), ("locks", locks), ("streams", streams), ("events", events), ("webhooks", webhooks), ("db", db),
 ):  # fmt: skip
     app.add_typer(_group.app, name=_name, rich_help_panel=_LOOK)
 app.command(rich_help_panel=_LOOK)(version)

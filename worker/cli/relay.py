@@ -10,14 +10,20 @@ from worker.cli.output import note
 from worker.cli.registry import load
 from worker.cli.services import check_servers, services
 
+#: Seconds for which a stopping relay lets its threads finish.
+_STOP_S = 5.0
+
 
 def relay(loglevel: options.LogLevel = None) -> None:
-    """Send due jobs, send lost ones again, adopt foreign messages and rescue the jobs of dead workers; any number may run."""
+    """Send due jobs, take in the intake stream, carry events, and send again or rescue what was lost; any number may run."""
     with services():
         from worker import telemetry
         from worker.db import statement
+        from worker.engine.forwarder import Forwarder
+        from worker.engine.intake import CONSUMERS, Intake
         from worker.engine.registry import register_tasks
         from worker.engine.relay import Relay
+        from worker.engine.rounds import Rounds
         from worker.ledger import history
         from worker.settings import settings
 
@@ -29,8 +35,15 @@ def relay(loglevel: options.LogLevel = None) -> None:
         register_tasks(app)
         runner = Relay(app)
         _stop_on_signal(runner.stopping)
+        stopping, rest_s = runner.stopping, settings().relay_interval_s
+        beside = [Rounds("intake", Intake(app, stopping).round, stopping, rest_s) for _ in range(CONSUMERS)]
+        beside.append(Rounds("events", Forwarder().round, stopping, rest_s))
+        for thread in beside:
+            thread.start()
         note("relay ready")
         runner.run()
+        for thread in beside:  # What they are in the middle of, they may die in; this only spares others the taking over.
+            thread.join(_STOP_S)
 
 
 def _stop_on_signal(stopping: threading.Event) -> None:

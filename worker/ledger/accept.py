@@ -73,8 +73,8 @@ _KEY_HOLDER = "SELECT payload_hash, job_id FROM job_keys WHERE caller = %s AND k
 _GIVE_KEY = "UPDATE job_keys SET job_id = %s WHERE caller = %s AND key = %s"
 
 _COPY = """
-COPY jobs (id, task, queue, priority, state, message, args, kwargs, available_at, max_attempts, caller, root_id,
-           gate, callback_url, metadata, dispatch_epoch, dispatched_at)
+COPY jobs (id, task, queue, priority, state, message, args, kwargs, available_at, max_attempts, caller,
+           idempotency_key, root_id, gate, callback_url, metadata, dispatch_epoch, dispatched_at)
 FROM STDIN
 """
 
@@ -177,12 +177,17 @@ def _insert_many(
 def _accept_row(conn: psycopg.Connection[Any], job: NewJob, epoch: str | None) -> tuple[str, Sendable | None]:
     if job.idempotency_key is not None and (known := _known_by_key(conn, job)):
         return known, None
-    if job.unique_key is None:
-        return job.id, _insert(conn, job, epoch)
-    holder, sendable = _insert_unique(conn, job, epoch)
+    holder, sendable = write_row(conn, job, epoch)
     if holder != job.id and job.idempotency_key is not None:
         conn.execute(_GIVE_KEY, (holder, job.caller or "", job.idempotency_key))
     return holder, sendable
+
+
+def write_row(conn: psycopg.Connection[Any], job: NewJob, epoch: str | None) -> tuple[str, Sendable | None]:
+    """Write the row of a job whose idempotency key, if it has one, is taken; return as `accept_rows` does for each."""
+    if job.unique_key is None:
+        return job.id, _insert(conn, job, epoch)
+    return _insert_unique(conn, job, epoch)
 
 
 def _insert_unique(conn: psycopg.Connection[Any], job: NewJob, epoch: str | None) -> tuple[str, Sendable | None]:
@@ -285,7 +290,10 @@ def copy_jobs(jobs: Sequence[NewJob]) -> list[str]:
 
 
 def copy_rows(conn: psycopg.Connection[Any], jobs: Sequence[NewJob], epochs: Sequence[str | None]) -> list[Sendable]:
-    """Write the rows of new, immediate jobs without keys by one COPY, in the caller's transaction; return what to publish."""
+    """Write immediate jobs that nothing else has the id of by one COPY, inside the caller's transaction.
+
+    Returns what is to be published after the commit.
+    """
     sendables: list[Sendable] = []
     row = conn.execute("SELECT now::text, (extract(epoch FROM now) * 1000)::int8 FROM clock_timestamp() AS now").fetchone()
     assert row is not None
@@ -297,7 +305,7 @@ def copy_rows(conn: psycopg.Connection[Any], jobs: Sequence[NewJob], epochs: Seq
                 sendables.append(Sendable(job.id, job.queue, job.priority, 0, job.message, epoch, sent_ms))
             copy.write_row((
                 job.id, job.task, job.queue, job.priority, "queued", _message_text(job), job.args, job.kwargs,
-                moment, job.max_attempts, job.caller, job.root_id,
+                moment, job.max_attempts, job.caller, job.idempotency_key, job.root_id,
                 job.gate, job.callback_url, _metadata_text(job), epoch, moment if epoch else None,
             ))  # fmt: skip
     return sendables

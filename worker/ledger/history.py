@@ -9,6 +9,7 @@ from typing import Any
 
 import psycopg
 
+from worker.ledger import events
 from worker.settings import settings
 from worker.telemetry import log
 
@@ -56,6 +57,7 @@ def keep_up(conn: psycopg.Connection[Any]) -> dict[str, list[str]]:
     before = datetime.combine(today - timedelta(days=settings().history_days), datetime.min.time(), UTC)
     for statement in _PRUNE:
         conn.execute(statement, {"before": before})
+    events.prune(conn, settings().events_days)
     return {"made": made, "dropped": dropped}
 
 

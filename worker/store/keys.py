@@ -49,6 +49,17 @@ KINDS = (
     KeyKind("holdfast:budget:{<root>}:calls", "coordination", "zset", "as the budget's", "as above"),
     KeyKind("holdfast:llm:{<provider>}:<kind>", "coordination", "string", "until the provider has room again, at most an hour",
             "open: the provider refuses by itself"),
+    KeyKind("holdfast:stream:<name>", "coordination", "stream", "none: bounded by its readers' `trim`, which drops what every "
+            "group is done with", "appending and reading raise; the program decides"),
+    KeyKind("holdfast:stream:<name>:dead", "coordination", "stream", "none: until a person puts back or drops what lies there",
+            "as above"),
+    KeyKind("<stream>:once:<token>", "coordination", "string", "a day, or as asked, after the entry was appended", "as above"),
+    KeyKind("holdfast:intake", "coordination", "stream", "none: bounded by its consumer, which keeps the newest entries it is "
+            "done with (intake_keep_size)", "closed: nothing is accepted here until Redis is back"),
+    KeyKind("holdfast:intake:dead", "coordination", "stream", "none: until a person puts back or drops what lies there",
+            "as above"),
+    KeyKind("holdfast:events", "coordination", "stream", "none: bounded by the relay (events_keep_size), ten times as long while "
+            "a group has yet to read it", "the relay appends later; the events are in Postgres"),
     KeyKind("_kombu.binding.<exchange>", "coordination", "set", "none: kombu's own, a line for each queue and worker",
             "remote control and events wait; jobs use no exchange"),
     KeyKind("_kombu.binding_permanent.<exchange>", "coordination", "set", "none: kombu's own, a line for each queue", "as above"),
@@ -147,6 +158,36 @@ def budget_calls(root: str) -> str:
 def llm_room(provider: str, kind: str) -> str:
     """Return what the provider of a model says it has left of requests or tokens, or that it is not to be called for now."""
     return f"holdfast:llm:{{{provider}}}:{kind}"
+
+
+def stream(name: str) -> str:
+    """Return a stream of a program's own; its dead letters lie beside it."""
+    return f"holdfast:stream:{name}"
+
+
+def stream_once(stream: str, token: str) -> str:
+    """Return the mark of an entry that is to be appended once."""
+    return f"{stream}:once:{token}"
+
+
+def intake() -> str:
+    """Return the stream into which services put jobs; its dead letters lie beside it."""
+    return "holdfast:intake"
+
+
+def dead(stream: str) -> str:
+    """Return the dead letters of a stream."""
+    return f"{stream}:dead"
+
+
+def events() -> str:
+    """Return the stream of what happens to jobs."""
+    return "holdfast:events"
+
+
+def news() -> str:
+    """Return the channel on which processes hear that there are new events."""
+    return "holdfast:events:news"
 
 
 def result(job_id: str) -> str:
