@@ -5,9 +5,11 @@ from models.base import Base
 from models.cache_outbox import CacheOutbox
 from models.chord import Chord, ChordPart
 from models.effect import Effect
+from models.flag import Flag, FlagChange
 from models.job import ACTIVE_STATES, FINAL_STATES, HISTORY_COLUMNS, Job, JobHistory, JobState
 from models.job_event import EventReader, JobEvent
 from models.job_key import JobKey
+from models.job_note import JobNote
 from models.limit_policy import LimitPolicy
 from models.queue import Queue
 from models.schedule import Schedule
@@ -19,7 +21,7 @@ __all__ = [
     # the job and its past
     "Job", "JobHistory", "JobState", "Attempt", "ACTIVE_STATES", "FINAL_STATES", "HISTORY_COLUMNS",
     # what belongs to a job
-    "Effect", "JobKey", "Chord", "ChordPart",
+    "Effect", "JobKey", "JobNote", "Chord", "ChordPart",
     # what happened to jobs
     "JobEvent", "EventReader",
     # the fleet
@@ -28,6 +30,8 @@ __all__ = [
     "CacheOutbox",
     # limits and what was spent
     "LimitPolicy", "Usage", "UsageReservation",
+    # flags
+    "Flag", "FlagChange",
     # for migrations
     "Base",
 ]  # fmt: skip

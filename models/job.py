@@ -80,7 +80,8 @@ class Job(_JobColumns, Base):
 
     claim_token: Mapped[uuid.UUID | None] = mapped_column(sort_order=1)
     delivery_tag: Mapped[Line | None] = mapped_column(sort_order=1)
-    #: The life of the broker under which the job was sent; null while it is in Postgres alone.
+    #: The life of the broker under which the job was sent; null while it is in Postgres alone. Of a scheduled job the mark of the
+    #: flag that holds it back, which keeps it out of the indexes of what is due.
     dispatch_epoch: Mapped[Line | None] = mapped_column(sort_order=1)
     dispatched_at: Mapped[Moment | None] = mapped_column(sort_order=1)
     unique_key: Mapped[Line | None] = mapped_column(sort_order=1)
@@ -100,6 +101,9 @@ class Job(_JobColumns, Base):
         Index("jobs_sent_ix", "dispatched_at", postgresql_where=text("dispatch_epoch IS NOT NULL AND state = 'queued'")),
         Index("jobs_running_ix", "worker_id", postgresql_where=text("state = 'running'")),
         Index("jobs_expires_ix", "expires_at", postgresql_where=text("expires_at IS NOT NULL AND state <> 'running'")),
+        # What a flag holds back, by its mark.
+        Index("jobs_parked_ix", "dispatch_epoch",
+              postgresql_where=text("dispatch_epoch IS NOT NULL AND state = 'scheduled'")),
         # A running job that was asked to stop, and came back to its queue instead.
         Index("jobs_cancelled_ix", "id", postgresql_where=text("cancel_requested AND state <> 'running'")),
         # The deliveries of one job's callbacks, which go in order.

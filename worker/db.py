@@ -113,17 +113,25 @@ class _Autocommit:
         self._keeps = settings().db_pool_size
         self._lent = threading.BoundedSemaphore(self._keeps * 5)
         self._idle: list[psycopg.Connection[Any]] = []
+        #: One for each that is lent.
+        self._out: list[None] = []
 
     @contextmanager
-    def lend(self) -> Iterator[psycopg.Connection[Any]]:
-        """Lend a connection; one that comes back broken or in a transaction is not kept."""
+    def lend(self, *, passing: bool = False) -> Iterator[psycopg.Connection[Any]]:
+        """Lend a connection; one that comes back broken or in a transaction is not kept.
+
+        Nor is one that was made for somebody `passing`, unless it is the only one: what looks in every so often would leave each
+        process of a pool with a second connection.
+        """
         with self._lent:
             conn = self._pop_living()
+            extra = passing and conn is None
             if conn is None:
                 url = settings().database_url
                 conn = psycopg.connect(url, autocommit=True, application_name=_name, **_connect_options())
                 if settings().db_prepared:
                     conn.execute(_BY_INDEX)
+            self._out.append(None)
             try:
                 yield conn
             except _AWAY as exc:
@@ -131,7 +139,9 @@ class _Autocommit:
                     conn.close()
                 raise
             finally:
-                if conn.pgconn.transaction_status == TransactionStatus.IDLE and len(self._idle) < self._keeps:
+                self._out.pop()
+                keeps = not self._out and not self._idle if extra else len(self._idle) < self._keeps
+                if keeps and conn.pgconn.transaction_status == TransactionStatus.IDLE:
                     self._idle.append(conn)
                 else:
                     conn.close()
@@ -210,14 +220,15 @@ def _first_line(exc: BaseException) -> str:
 
 
 @contextmanager
-def statement() -> Iterator[psycopg.Connection[Any]]:
+def statement(*, passing: bool = False) -> Iterator[psycopg.Connection[Any]]:
     """Lend a connection in autocommit mode, on which each statement is a transaction; `conn.transaction()` makes longer ones.
 
-    Raises `LedgerUnavailable` when Postgres is away; the connection is then dropped, and with it the idle ones.
+    Who is only `passing`, every so often and beside the process's work, adds none to those it keeps. Raises `LedgerUnavailable`
+    when Postgres is away; the connection is then dropped, and with it the idle ones.
     """
     with translated():
         try:
-            with _autocommit().lend() as conn:
+            with _autocommit().lend(passing=passing) as conn:
                 yield conn
         except _AWAY as exc:
             if is_away(exc):

@@ -49,6 +49,11 @@
     │   ├── DeadLetterNotFound   no dead letter has this id
     │   └── StreamGone           the group was lost with its stream
     ├── InvalidPosition (ValueError)  no reader of events can stand there
+    ├── LiveError                a flag, session, presence or leaderboard cannot be used so
+    │   ├── InvalidLive (ValueError)  a name, a life or a value of one cannot be used
+    │   ├── FlagNotFound         no flag has this name
+    │   ├── SessionConflict      the session was written by somebody else meanwhile
+    │   └── SessionGone          the session was ended, or its time is over
     └── JobNotFound              no job, living or past, has this id
 
 The docstring of a class is its default message.
@@ -309,3 +314,29 @@ class StreamGone(StreamError):
 
 class InvalidPosition(HoldfastError, ValueError):
     """No reader of events can stand there."""
+
+
+class LiveError(HoldfastError):
+    """It cannot be used so."""
+
+
+class InvalidLive(LiveError, ValueError):
+    """The name, life or value cannot be used."""
+
+
+class FlagNotFound(LiveError):
+    """No flag has this name."""
+
+    #: The name.
+    name: str = ""
+
+
+class SessionConflict(LiveError):
+    """The session was written by somebody else since it was read."""
+
+    #: The version that stands now.
+    version: int = 0
+
+
+class SessionGone(LiveError):
+    """The session was ended, or its time is over."""

@@ -77,6 +77,9 @@ class Settings(BaseSettings):
     redlock_timeout_ms: int = Field(50, ge=1, le=60_000, description="Milliseconds to wait for each of the servers of `Redlock`.")
     lock_snooze_s: float = Field(1.0, gt=0, le=3600, description="Seconds after which a job that found its lock held is tried again, half as many to half as many more.")
 
+    flags_poll_s: float = Field(0.5, gt=0, le=60, description="Seconds between two looks of a process for flags that changed; a nudge through Redis tells it sooner.")
+    presence_beat_s: float = Field(5.0, gt=0.1, le=600, description="Seconds between two signs of life of who is on-line; two of them after its last one, who is gone is known to be.")
+
     http_allow_private: bool = Field(False, description="Whether `http.call` may reach private, loopback and link-local addresses.")
     http_max_bytes: int = Field(1_048_576, ge=0, description="Largest response body `http.call` reads, in bytes.")
 

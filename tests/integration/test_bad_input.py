@@ -281,6 +281,8 @@ def test_unknown_job_is_named(db: Conn) -> None:
 
 #: A wrong value for each setting that has one, and a word of what is said about it.
 WRONG = {
+    "HOLDFAST_FLAGS_POLL_S": ("0", "greater than 0"),
+    "HOLDFAST_PRESENCE_BEAT_S": ("0", "greater than"),
     "DATABASE_URL": ("mysql://somewhere", "postgresql://"),
     "REDIS_URL": ("http://somewhere", "redis://"),
     "CACHE_URL": ("somewhere", "redis://"),

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from worker.cli import cache, db, events, jobs, limits, locks, options, queues, schedules, streams, webhooks, workers
+from worker.cli import cache, db, events, flags, jobs, limits, locks, options, queues, schedules, streams, webhooks, workers
 from worker.cli.beat import beat
 from worker.cli.exits import ExitCode, code_of, epilog
 from worker.cli.flower import flower
@@ -18,6 +18,7 @@ from worker.cli.output import note
 from worker.cli.relay import relay
 from worker.cli.run import run
 from worker.cli.stats import stats
+from worker.cli.top import top
 from worker.cli.up import up
 from worker.cli.usage import usage
 from worker.cli.version import version
@@ -57,9 +58,11 @@ app.command(rich_help_panel=_LOOK)(run)
 app.command("import", rich_help_panel=_LOOK)(import_)
 app.command(rich_help_panel=_LOOK)(stats)
 app.command(rich_help_panel=_LOOK)(usage)
+app.command(rich_help_panel=_LOOK)(top)
 for _name, _group in (
     ("jobs", jobs), ("queues", queues), ("workers", workers), ("schedules", schedules), ("cache", cache),
-    ("limits", limits), ("locks", locks), ("streams", streams), ("events", events), ("webhooks", webhooks), ("db", db),
+    ("limits", limits), ("locks", locks), ("flags", flags), ("streams", streams), ("events", events), ("webhooks", webhooks),
+    ("db", db),
 ):  # fmt: skip
     app.add_typer(_group.app, name=_name, rich_help_panel=_LOOK)
 app.command(rich_help_panel=_LOOK)(version)

@@ -62,6 +62,7 @@ def run(
         raise ValueError("give either --in or --at, not both")
     with services():
         from worker.engine.schemas import check_arguments, find_task
+        from worker.ledger.message import DOOR
 
         app = load()
         found = find_task(app, task)
@@ -71,7 +72,7 @@ def run(
             check_queue(queue)
         given = {
             "countdown": parse.seconds(delay), "eta": at, "expires": parse.seconds(expires),
-            "queue": queue, "priority": priority, "idempotency_key": key, "caller": caller,
+            "queue": queue, "priority": priority, "idempotency_key": key, "caller": caller, "headers": {DOOR: "cli"},
         }  # fmt: skip
         result = found.apply_async(positional, named, **{name: value for name, value in given.items() if value is not None})
         if wait:

@@ -12,8 +12,8 @@ from worker.cli.services import services
 
 app = typer.Typer(no_args_is_help=True, help="Look at the workers.")
 
-_COLUMNS = {"name": "name", "status": "status", "running": "running", "silent_s": "silent (s)", "queues": "queues",
-            "host": "host", "pid": "pid", "started_at": "started (UTC)"}  # fmt: skip
+_COLUMNS = {"name": "name", "status": "status", "online": "on-line", "running": "running", "silent_s": "silent (s)",
+            "queues": "queues", "host": "host", "pid": "pid", "started_at": "started (UTC)"}  # fmt: skip
 
 
 @app.command("ls")
@@ -26,11 +26,26 @@ def ls(as_json: options.AsJson = False) -> None:
 
         with statement() as conn:
             rows = manage.list_workers(conn)
-        rows = [{**row, "status": _status(row, settings().node_dead_s)} for row in rows]
+        online = _online()
+        rows = [
+            {**row, "status": _status(row, settings().node_dead_s), "online": None if online is None else row["id"] in online}
+            for row in rows
+        ]
     if as_json:
         emit(rows)
     else:
         table([{**row, "queues": ",".join(row["queues"]), "silent_s": f"{row['silent_s']:.1f}"} for row in rows], _COLUMNS)
+
+
+def _online() -> set[str] | None:
+    """Return the ids of the workers that are on-line by what they tell Redis; None while it is away."""
+    from worker.engine.node import FLEET
+    from worker.errors import StoreUnavailable
+
+    try:
+        return {device for devices in FLEET.online().values() for device in devices}
+    except StoreUnavailable:
+        return None
 
 
 def _status(row: dict[str, Any], dead_s: float) -> str:

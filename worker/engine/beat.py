@@ -24,7 +24,7 @@ from worker.engine.application import Holdfast
 from worker.errors import HoldfastError, InvalidSchedule, LedgerUnavailable, StoreUnavailable
 from worker.ledger import schedules
 from worker.ledger.accept import accept_rows, scope
-from worker.ledger.message import NewJob
+from worker.ledger.message import DOOR, NewJob
 from worker.ledger.publish import Sendable, epochs_for, publish
 from worker.ledger.schedules import Spec, Turn
 from worker.ledger.ticks import Crontab
@@ -44,6 +44,8 @@ WARM_EVERY_S = 30.0
 MAINTENANCE = {
     "maintenance.upkeep": {"task": "maintenance.upkeep", "schedule": crontab(minute="7"), "options": {"expires": 3600}},
     "maintenance.audit": {"task": "maintenance.audit", "schedule": crontab(minute="*/5"), "options": {"expires": 300}},
+    "boards.day": {"task": "boards.refresh", "schedule": 300.0, "args": [["hour", "day"]], "options": {"expires": 300}},
+    "boards.week": {"task": "boards.refresh", "schedule": 3600.0, "args": [["week"]], "options": {"expires": 3600}},
     "cache.warm": {"task": "cache.warm", "schedule": WARM_EVERY_S, "options": {"expires": WARM_EVERY_S}},
 }
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -137,7 +139,7 @@ class _Round:
 def _send(app: Holdfast, row: dict[str, Any], task_id: str, tick: datetime | None, **options: Any) -> Any:
     """Enqueue a schedule's task as Celery's beat would: by the task's own options where this process knows the task."""
     given = dict(row["options"])
-    told = {"celery_beat_task": True, "beat_schedule": row["name"], "beat_tick": tick and tick.isoformat()}
+    told = {DOOR: "beat", "celery_beat_task": True, "beat_schedule": row["name"], "beat_tick": tick and tick.isoformat()}
     headers = {**(given.pop("headers", None) or {}), **told}
     task = app.tasks.get(row["task"])
     send = task.apply_async if task is not None else partial(app.send_task, row["task"])

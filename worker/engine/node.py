@@ -15,6 +15,7 @@ from worker.db import name_connections, statement
 from worker.errors import LedgerUnavailable, NotInJob
 from worker.ledger import nodes
 from worker.ledger.settle import Guard
+from worker.live import Heart, Presence
 from worker.settings import settings
 from worker.telemetry import OUTAGES, log
 
@@ -22,6 +23,9 @@ logger = log(__name__)
 
 #: Beats between two looks for jobs that are running by their row but not in this worker.
 _LOOK_EVERY = 3
+
+#: The workers that are on-line, by name and id.
+FLEET = Presence("workers")
 
 _id: UUID | None = None
 _killing = False
@@ -58,6 +62,8 @@ class Node:
         self._running, self._crash = running, crash
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="holdfast-beat", daemon=True)
+        # For people who look at the fleet. Whether a worker lives is decided by its row alone.
+        self._heart = Heart(FLEET, name[:255], str(self.id))
 
     def register(self) -> None:
         """Give the first sign of life, so that no job is claimed by a node nobody knows. Raises `LedgerUnavailable`."""
@@ -67,6 +73,7 @@ class Node:
     def start(self) -> None:
         """Go on giving signs of life, once the pool has forked."""
         self._thread.start()
+        self._heart.start()
 
     def leave(self) -> None:
         """Say good-bye."""
@@ -76,6 +83,7 @@ class Node:
                 nodes.leave(conn, self.id)
         except LedgerUnavailable:
             OUTAGES.labels("node", "found dead later").inc()
+        self._heart.stop()
 
     def _beat(self, conn: psycopg.Connection[Any]) -> None:
         nodes.beat(conn, self.id, self.name, socket.gethostname(), os.getpid(), self.queues)

@@ -20,9 +20,10 @@ from worker.cache import outbox
 from worker.db import statement
 from worker.engine.application import Holdfast
 from worker.errors import InvalidJob, LedgerUnavailable, StoreUnavailable
-from worker.ledger import accept, adopt, completing, dispatch, manage, nodes, usage
+from worker.ledger import accept, adopt, completing, dispatch, flags, manage, nodes, usage
 from worker.ledger.adopt import Unsound
 from worker.ledger.completing import Refused
+from worker.ledger.flags import Held, door_of
 from worker.ledger.gate import Gate
 from worker.ledger.message import NewJob, fault_of, sent_ms
 from worker.ledger.publish import Sendable, current_epoch, publish, room
@@ -49,6 +50,8 @@ _OWED_S = 0.25
 _SPENT_S = 1.0
 #: Seconds between two warnings of jobs whose task no relay knows.
 _WARN_S = 60.0
+#: Seconds between two looks for jobs that a switch held back and no longer does.
+_PARKED_S = 0.25
 #: Seconds until a part is tried again that failed in a way nobody foresaw.
 _FAILED_S = 1.0
 #: Seconds until a part is tried again that Redis, away or full, did not let do its work.
@@ -63,9 +66,9 @@ class Relay:
         self.stopping = threading.Event()
         conf = settings()
         self._every: list[tuple[float, Callable[[], None]]] = [
-            (_OWED_S, self.invalidate), (0.0, self.adopt), (0.0, self.send_due), (_EXPIRE_S, self.expire),
-            (min(conf.audit_after_s, 5.0) / 2, self.audit), (min(1.0, conf.node_dead_s / 4), self.rescue),
-            (_SPENT_S, self.tell_spent),
+            (_OWED_S, self.invalidate), (0.0, self.adopt), (_PARKED_S, self.unpark), (0.0, self.send_due),
+            (_EXPIRE_S, self.expire), (min(conf.audit_after_s, 5.0) / 2, self.audit),
+            (min(1.0, conf.node_dead_s / 4), self.rescue), (_SPENT_S, self.tell_spent),
         ]  # fmt: skip
         self._next = [0.0] * len(self._every)
         self._epoch = ""
@@ -135,6 +138,7 @@ class Relay:
         for queue, paused, window, limited in waiting:
             if limited:
                 self._complete(queue)
+            paused = paused or flags.is_queue_off(queue)
             if not paused and limited:
                 self._let_through(queue, window or settings().window, epoch)
             if not paused:
@@ -155,9 +159,10 @@ class Relay:
                 if not jobs:
                     return
                 jobs = self._gate.hold_back(conn, jobs)
-            if not publish(self._sound(jobs)):
+            going = self._sound(jobs)
+            if not publish(going):
                 raise StoreUnavailable("Redis did not take what is due")
-            self._count("sent", len(jobs), more=len(jobs) >= _EMPTIED * window)
+            self._count("sent", len(going), more=len(jobs) >= _EMPTIED * window)
             left -= len(jobs)
 
     def _complete(self, queue: str) -> None:
@@ -194,10 +199,31 @@ class Relay:
         self._count("let through", len(jobs), more=bool(jobs))
 
     def _sound(self, jobs: list[Sendable]) -> list[Sendable]:
-        """Return the jobs whose message can be sent; the others end here."""
+        """Return the jobs that can be sent: those whose message cannot end here, and those that a switch holds back wait on."""
         faults = {job.id: fault for job in jobs if (fault := fault_of(job.message, job.id))}
         self._each(faults.items(), self._discard)
-        return [job for job in jobs if job.id not in faults]
+        return self._let_go([job for job in jobs if job.id not in faults])
+
+    def _let_go(self, jobs: list[Sendable]) -> list[Sendable]:
+        """Return the jobs that no switch holds back."""
+        switches = flags.switches()
+        if switches is None or not jobs:
+            return jobs
+        told = [(job, job.message["headers"]) for job in jobs]
+        looked_at = [Held(job.id, headers["task"], job.queue, door=door_of(headers)) for job, headers in told]
+        with statement() as conn:
+            marks = flags.marks_of(conn, switches, looked_at)
+            flags.park_unsent(conn, marks, jobs[0].epoch)
+        if marks:
+            self._count("parked", len(marks))
+        return [job for job in jobs if job.id not in marks]
+
+    def unpark(self) -> None:
+        """Make due again what a switch held back that has been changed since."""
+        with statement() as conn:
+            freed = flags.unpark(conn)
+        if freed:
+            self._count("unparked", freed)
 
     def _discard(self, item: tuple[str, str]) -> None:
         job_id, fault = item

@@ -20,9 +20,10 @@ from worker.engine import gating, locking, node
 from worker.engine.options import LONGEST
 from worker.engine.run import Phase, Run, Snooze, current, enter
 from worker.errors import InvalidJob, InvalidLimit, LedgerUnavailable, NotInJob, StoreUnavailable
-from worker.ledger import enqueue_in, lines, progress
+from worker.ledger import enqueue_in, flags, lines, progress
 from worker.ledger.claim import Claim, try_claim
-from worker.ledger.message import HEADER
+from worker.ledger.flags import Held
+from worker.ledger.message import DOOR, HEADER
 from worker.settings import settings
 from worker.store import keys
 from worker.telemetry import DROPPED, OUTAGES, log
@@ -165,6 +166,8 @@ class Task(CeleryTask):  # type: ignore[misc]
             lease = self._lock(request.id, token, delivery.get("p"))
         except StoreUnavailable:
             OUTAGES.labels("job lock", "claim alone").inc()
+        if flags.switches() is not None:
+            self._heed_switches(request, revision, lease)
         admitted, slot = gating.admit(request.id, revision, line) if line or self.limits else (True, None)
         if not admitted:
             self._drop("not admitted", lease)
@@ -183,6 +186,18 @@ class Task(CeleryTask):  # type: ignore[misc]
         if claim.expires_at:
             request.expires = claim.expires_at.isoformat()
         return run
+
+    def _heed_switches(self, request: Any, revision: int, lease: locks.Lease | None) -> None:
+        """Let a job wait on that a switch holds back, without an attempt, and raise `Ignore`."""
+        queue = (request.delivery_info or {}).get("routing_key") or ""
+        job = Held(request.id, self.name, queue, door=request.get(DOOR))
+        try:
+            if not flags.try_park(job, revision):
+                return
+        except LedgerUnavailable:
+            # The row stays queued; the audit sends it again once Postgres is back.
+            OUTAGES.labels("ledger", "job left queued").inc()
+        self._drop("switched off", lease)
 
     def _lock(self, job_id: str, token: UUID, taken_at: float | None) -> locks.Lease:
         """Take the job's lock, or raise `Ignore`: another delivery of it is running.

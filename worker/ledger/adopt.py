@@ -17,7 +17,7 @@ import psycopg
 
 from worker.clock import parse_moment
 from worker.errors import StoreUnavailable
-from worker.ledger.message import NewJob, encode, fault_of
+from worker.ledger.message import DOOR, NewJob, encode, fault_of
 from worker.settings import settings
 from worker.store import coordination, keys
 from worker.telemetry import log
@@ -89,7 +89,7 @@ def _job(raw: bytes, route: Callable[[str], str]) -> NewJob:
         if not isinstance(text, str) or "\0" in text or len(text) > 255:
             raise TypeError(f"{name} {str(headers[name])[:60]!r} is not a text of at most 255 characters")
     message = {
-        "headers": {"lang": "py", "retries": 0, "timelimit": [None, None], "origin": "", **headers},
+        "headers": {"lang": "py", "retries": 0, "timelimit": [None, None], "origin": "", **headers, DOOR: "celery"},
         "properties": {"reply_to": properties.get("reply_to") or "", "correlation_id": job_id},
         "body": body, "content-type": "application/json", "content-encoding": "utf-8",
     }  # fmt: skip

@@ -7,6 +7,8 @@ from typing import Any
 
 import psycopg
 
+from worker.ledger import flags
+
 #: Ids named in a report; the counts beside them are whole.
 _NAMED = 20
 #: Living jobs up to which chords are searched for: the search reads every message.
@@ -91,7 +93,7 @@ def look(conn: psycopg.Connection[Any], *, after_s: float) -> dict[str, Any]:
         "oldest_sent_s": _one(conn, _OLDEST_SENT),
         "orphans": orphans[0][1] if orphans else 0,
         "orphan_ids": [row[0] for row in orphans],
-        "unsent_queues": _column(conn, _UNSENT, after_s=after_s),
+        "unsent_queues": [name for name in _column(conn, _UNSENT, after_s=after_s) if not flags.is_queue_off(name)],
         "unserved_queues": _column(conn, _UNSERVED, after_s=after_s),
         "stuck_chords": None,
         "days_ahead": _one(conn, _DAYS_AHEAD),

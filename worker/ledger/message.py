@@ -16,6 +16,8 @@ from kombu.utils.json import loads
 HEADER = "holdfast"
 #: The last key of a payload: the job's id, where `queue_pop.lua` finds it without reading the rest.
 JOB = "job"
+#: The header that names the door a job came in by, for the switches `door:<name>`; jobs that code enqueues have none.
+DOOR = "holdfast_door"
 
 #: A stored message: `headers`, `properties`, `body` (text), `content-type`, `content-encoding`.
 Message = dict[str, Any]

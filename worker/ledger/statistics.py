@@ -119,7 +119,7 @@ def backlog() -> Backlog:
 
 
 def _count_activity(conn: psycopg.Connection[Any], hours: int) -> Activity:
-    with _aggregating(conn) as at:
+    with aggregating(conn) as at:
         rows = conn.execute(_ACTIVITY, {"hours": hours}).fetchall()
     by_hour = [Hour(row[0], row[1].astimezone(UTC), *row[2:5]) for row in rows if row[1] is not None]
     by_task = [TaskFigures(row[0], *row[2:5], *(row[5] or (None, None))) for row in rows if row[1] is None]
@@ -127,12 +127,12 @@ def _count_activity(conn: psycopg.Connection[Any], hours: int) -> Activity:
 
 
 def _count_backlog(conn: psycopg.Connection[Any]) -> Backlog:
-    with _aggregating(conn) as at:
+    with aggregating(conn) as at:
         return Backlog(at, [QueueBacklog(*row) for row in conn.execute(_BACKLOG).fetchall()])
 
 
 @contextmanager
-def _aggregating(conn: psycopg.Connection[Any]) -> Iterator[datetime]:
+def aggregating(conn: psycopg.Connection[Any]) -> Iterator[datetime]:
     """Let the block read whole tables, within its time; gives the moment it began."""
     with conn.transaction():
         for setting in _AGGREGATE:

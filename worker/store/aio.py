@@ -131,6 +131,15 @@ def limits() -> AsyncRole:
     return roles["limits"]
 
 
+def coordination() -> AsyncRole:
+    """Return the server that holds sessions and presence and must not evict, for the running event loop."""
+    roles = _of_this_loop()
+    if "coordination" not in roles:
+        conf = settings()
+        roles["coordination"] = AsyncRole("coordination", conf.redis_url, conf.redis_timeout_s)
+    return roles["coordination"]
+
+
 def _of_this_loop() -> dict[str, AsyncRole]:
     loop = asyncio.get_running_loop()
     roles = _roles.get(loop)

@@ -75,6 +75,19 @@ KINDS = (
     KeyKind("holdfast:cache:tag:{<tag>}", "cache", "string", "a day, or twice the longest life of an entry with this tag",
             "open: as above; an entry whose tag is gone is a miss"),
     KeyKind("holdfast:cache:hot", "cache", "zset", "a day after the last read that was counted", "open: reads are not ranked"),
+    KeyKind("holdfast:flags", "cache", "hash", "a day after a process last looked at Postgres",
+            "open: each process goes by the last flags it knows"),
+    KeyKind("holdfast:session:{<digest>}", "coordination", "hash", "the session's: it slides to its idle life, up to its "
+            "absolute one; of one that was ended, a mark for as long", "closed: nobody is logged in"),
+    KeyKind("holdfast:sessions:{<user>}", "coordination", "zset", "until the last of them ends", "closed: as above"),
+    KeyKind("holdfast:presence:{<place>}", "coordination", "zset", "two lives of its last sign", "open: nobody is shown on-line"),
+    KeyKind("holdfast:presence:{<place>}:members", "coordination", "hash", "as above", "open: as above"),
+    KeyKind("holdfast:typing:{<place>}", "coordination", "zset", "two lives of its last sign", "open: nobody is shown typing"),
+    KeyKind("holdfast:typing:{<place>}:members", "coordination", "hash", "as above", "open: as above"),
+    KeyKind("holdfast:board:{<name>}:<window>", "coordination", "zset",
+            "a window's length after its end; without a window 35 days after its last score", "closed: it is not shown"),
+    KeyKind("holdfast:board:{<name>}:<window>:new:<build>", "coordination", "zset", "an hour: one that is being built",
+            "closed: as above"),
     KeyKind("celery-task-meta-<id>", "cache", "string", "the setting result_ttl_s", "open: results are read from Postgres"),
 )  # fmt: skip
 
@@ -223,3 +236,43 @@ def cache_hot() -> str:
 def cache_drops() -> str:
     """Return the channel on which processes hear what to drop from their memory."""
     return "holdfast:cache:drops"
+
+
+def flags() -> str:
+    """Return the last flags read from Postgres, for who starts while it is away; and the channel that tells of changes."""
+    return "holdfast:flags"
+
+
+def session(digest: str) -> str:
+    """Return the record of a session, by the digest of its id."""
+    return f"holdfast:session:{{{digest}}}"
+
+
+def sessions(user: str) -> str:
+    """Return the digests of a user's sessions, by when each ends at the latest."""
+    return f"holdfast:sessions:{{{user}}}"
+
+
+def presence(place: str) -> str:
+    """Return who is at a place, by when each is taken for gone; and the channel that tells of coming and going."""
+    return f"holdfast:presence:{{{place}}}"
+
+
+def typing(place: str) -> str:
+    """Return who is typing at a place, by when each has stopped; and the channel that tells of it."""
+    return f"holdfast:typing:{{{place}}}"
+
+
+def members(place_key: str) -> str:
+    """Return how many devices each member has at a place or is typing on."""
+    return f"{place_key}:members"
+
+
+def board(name: str, window: str) -> str:
+    """Return a leaderboard in one of its windows."""
+    return f"holdfast:board:{{{name}}}:{window}"
+
+
+def board_new(key: str, build: str) -> str:
+    """Return where one build makes a leaderboard anew."""
+    return f"{key}:new:{build}"

@@ -6,7 +6,7 @@ from typing import Any
 
 from worker.app import app
 from worker.db import statement
-from worker.ledger import audit, history, nodes, usage
+from worker.ledger import audit, history, nodes, notes, usage
 from worker.settings import settings
 from worker.telemetry import log
 
@@ -23,6 +23,7 @@ def upkeep() -> dict[str, list[str]]:
         changed = history.keep_up(conn)
         nodes.prune(conn)
         usage.prune(conn)
+        notes.prune(conn)
     return changed
 
 
