@@ -3,6 +3,7 @@
 from models.attempt import Attempt
 from models.base import Base
 from models.cache_outbox import CacheOutbox
+from models.caller import Caller
 from models.chord import Chord, ChordPart
 from models.effect import Effect
 from models.flag import Flag, FlagChange
@@ -32,6 +33,8 @@ __all__ = [
     "LimitPolicy", "Usage", "UsageReservation",
     # flags
     "Flag", "FlagChange",
+    # who may use the HTTP gateway
+    "Caller",
     # for migrations
     "Base",
 ]  # fmt: skip

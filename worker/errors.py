@@ -54,6 +54,8 @@
     │   ├── FlagNotFound         no flag has this name
     │   ├── SessionConflict      the session was written by somebody else meanwhile
     │   └── SessionGone          the session was ended, or its time is over
+    ├── InvalidCaller (ValueError)  a caller cannot be added or changed as given
+    ├── CallerNotFound           no caller has this name
     └── JobNotFound              no job, living or past, has this id
 
 The docstring of a class is its default message.
@@ -190,6 +192,14 @@ class HttpTimeout(HttpUnreachable):
 
 class JobNotFound(HoldfastError):
     """No job, living or past, has this id."""
+
+
+class InvalidCaller(HoldfastError, ValueError):
+    """The caller cannot be added or changed as given."""
+
+
+class CallerNotFound(HoldfastError):
+    """No caller has this name."""
 
 
 class CacheError(HoldfastError):

@@ -93,6 +93,9 @@ class Settings(BaseSettings):
     llm_cache_ttl_s: int = Field(3600, ge=1, description="Seconds an answer of `llm.chat` is kept where its call allows that.")
     webhook_secrets: Names = Field([], repr=False, description="Secrets by which callbacks are signed, separated by commas: `whsec_` and base64 of 24 to 64 bytes, for one caller's jobs `caller:whsec_…`. All that fit sign, so that they can be rotated.")
     webhook_retry_s: float = Field(86_400.0, ge=0, description="Seconds for which a callback that was not taken is tried again.")
+    gateway_body_bytes: int = Field(2_097_152, ge=1024, description="Largest body of a request to the gateway, in bytes.")
+    gateway_batch_bytes: int = Field(33_554_432, ge=1024, description="Largest body of a batch of jobs, in bytes.")
+    gateway_wait_s: float = Field(60.0, ge=0, le=600, description="Seconds that a request to the gateway may wait for a job at the most.")
 
     flower_auth: str = Field("", description="`user:password` that Flower asks for. Empty: it listens on loopback only, and a password is made up and told at each start.")
     log_level: str = Field("INFO", description="Least severe log line that is written.")

@@ -55,7 +55,10 @@ def log(name: str) -> structlog.stdlib.BoundLogger:
 
 def configure(level: str = "INFO", *, as_json: bool = False) -> None:
     """Send log lines to stderr, as text or as one JSON object a line."""
-    renderer = structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    # Without the local variables of a traceback: those of a request hold its key.
+    renderer = structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer(
+        colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+    )
     formatter = structlog.stdlib.ProcessorFormatter(
         processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
         foreign_pre_chain=[structlog.stdlib.add_log_level, structlog.processors.TimeStamper(fmt="iso")],

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 LOCKS = sorted(ROOT.glob("requirements*.lock"))
 TARGETS = {"install", "demo", "test", "check", "up", "bench", "chaos", "fmt", "help"}
-SERVICES = {"postgres", "redis", "cache", "migrate", "worker", "beat", "relay", "flower"}
+SERVICES = {"postgres", "redis", "cache", "migrate", "worker", "beat", "relay", "flower", "gateway"}
 
 pytestmark = pytest.mark.unit
 

@@ -9,10 +9,26 @@ from typing import Annotated
 
 import typer
 
-from worker.cli import cache, db, events, flags, jobs, limits, locks, options, queues, schedules, streams, webhooks, workers
+from worker.cli import (
+    cache,
+    callers,
+    db,
+    events,
+    flags,
+    jobs,
+    limits,
+    locks,
+    options,
+    queues,
+    schedules,
+    streams,
+    webhooks,
+    workers,
+)  # fmt: skip
 from worker.cli.beat import beat
 from worker.cli.exits import ExitCode, code_of, epilog
 from worker.cli.flower import flower
+from worker.cli.gateway import gateway
 from worker.cli.importing import import_
 from worker.cli.output import note
 from worker.cli.relay import relay
@@ -53,6 +69,7 @@ app.command(rich_help_panel=_RUN)(demo)
 app.command(rich_help_panel=_RUN, context_settings=_PASSING_ON)(worker)
 app.command(rich_help_panel=_RUN, context_settings=_PASSING_ON)(beat)
 app.command(rich_help_panel=_RUN)(relay)
+app.command(rich_help_panel=_RUN)(gateway)
 app.command(rich_help_panel=_RUN, context_settings=_PASSING_ON)(flower)
 app.command(rich_help_panel=_LOOK)(run)
 app.command("import", rich_help_panel=_LOOK)(import_)
@@ -61,8 +78,8 @@ app.command(rich_help_panel=_LOOK)(usage)
 app.command(rich_help_panel=_LOOK)(top)
 for _name, _group in (
     ("jobs", jobs), ("queues", queues), ("workers", workers), ("schedules", schedules), ("cache", cache),
-    ("limits", limits), ("locks", locks), ("flags", flags), ("streams", streams), ("events", events), ("webhooks", webhooks),
-    ("db", db),
+    ("limits", limits), ("locks", locks), ("flags", flags), ("callers", callers), ("streams", streams), ("events", events),
+    ("webhooks", webhooks), ("db", db),
 ):  # fmt: skip
     app.add_typer(_group.app, name=_name, rich_help_panel=_LOOK)
 app.command(rich_help_panel=_LOOK)(version)

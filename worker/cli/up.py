@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from worker.cli import flower, options
+from worker.cli import flower, gateway, options
 from worker.cli.output import note
 from worker.cli.services import check_servers, services
 from worker.cli.worker import processes, specs
@@ -32,9 +32,13 @@ def up(
         int | None, typer.Option(min=1, max=65_535, help="Port of Flower; by default the first free one from 5555.")
     ] = None,
     with_flower: Annotated[bool, typer.Option("--flower/--no-flower", help="Whether to run Flower.")] = True,
+    with_gateway: Annotated[bool, typer.Option("--gateway/--no-gateway", help="Whether to run the HTTP gateway.")] = True,
+    gateway_port: Annotated[
+        int | None, typer.Option(min=1, max=65_535, help="Port of the gateway; by default the first free one from 8000.")
+    ] = None,
     loglevel: options.LogLevel = None,
 ) -> None:
-    """Run relay, beat, workers and Flower in this terminal, and the servers too unless real ones are configured.
+    """Run relay, beat, workers, gateway and Flower in this terminal, and the servers too unless real ones are configured.
 
     What dies is started again. Ctrl-C stops all of it: once lets running jobs finish, twice hands them back.
     """
@@ -44,8 +48,11 @@ def up(
 
         programs = [_holdfast("relay", loglevel), _holdfast("beat", loglevel)]
         programs += specs(number, "worker", queues, concurrency, None, with_flower, loglevel, [])
+        if with_gateway:
+            at = _port("The gateway", "--gateway-port", gateway_port, gateway.PORT)
+            programs.append(_holdfast("gateway", loglevel, "--port", str(at)))
         if with_flower:
-            programs.append(_holdfast("flower", None, "--port", str(_flower_port(port))))
+            programs.append(_holdfast("flower", None, "--port", str(_port("Flower", "--port", port, flower.PORT))))
         supervisor = Supervisor([_located(spec) for spec in programs], tend=_healer(stack, note) if stack else None)
         raise typer.Exit(supervisor.run())
 
@@ -67,12 +74,12 @@ def _located(spec: Spec) -> Spec:
     return replace(spec, env={"DATABASE_URL": conf.database_url, "REDIS_URL": conf.redis_url, "CACHE_URL": conf.cache_url})
 
 
-def _flower_port(given: int | None) -> int:
-    """Return the port for Flower, and say where it will be. Raises `SettingsError` when the one given is taken."""
+def _port(what: str, option: str, given: int | None, first: int) -> int:
+    """Return a port to listen on, and say what will be there. Raises `SettingsError` when the one given is taken."""
     if given is not None and not _is_free(given):
-        raise SettingsError(f"--port: {given} is taken")
-    port = given or next((port for port in range(flower.PORT, flower.PORT + 100) if _is_free(port)), flower.PORT)
-    note(f"Flower will be at http://127.0.0.1:{port}")
+        raise SettingsError(f"{option}: {given} is taken")
+    port = given or next((port for port in range(first, first + 100) if _is_free(port)), first)
+    note(f"{what} will be at http://127.0.0.1:{port}")
     return port
 
 

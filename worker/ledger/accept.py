@@ -153,13 +153,14 @@ def accept_rows(
     Returns for each job the id under which it is known and, if it is to be published after the commit, what to publish.
     """
     if len(jobs) > 1 and all(_is_plain(job) for job in jobs):
-        return _insert_many(conn, jobs, epochs)
+        return insert_rows(conn, jobs, epochs)
     return [_accept_row(conn, job, epoch) for job, epoch in zip(jobs, epochs, strict=True)]
 
 
-def _insert_many(
+def insert_rows(
     conn: psycopg.Connection[Any], jobs: Sequence[NewJob], epochs: Sequence[str | None]
 ) -> list[tuple[str, Sendable | None]]:
+    """Write rows whose keys need no look, as `accept_rows`. Raises `InvalidJob` for one of them that cannot be stored."""
     cursor = conn.cursor()
     rows = [_parameters(job, epoch) for job, epoch in zip(jobs, epochs, strict=True)]
     try:
@@ -309,6 +310,12 @@ def copy_rows(conn: psycopg.Connection[Any], jobs: Sequence[NewJob], epochs: Seq
                 job.gate, job.callback_url, _metadata_text(job), epoch, moment if epoch else None,
             ))  # fmt: skip
     return sendables
+
+
+def is_copyable(job: NewJob) -> bool:
+    """Tell whether a job can go by COPY: it is due at once, and no key or time of it needs a look."""
+    looks = (job.idempotency_key, job.unique_key, job.expires_at, job.expires_s)
+    return job.fresh and job.immediate and looks == (None, None, None, None)
 
 
 class SessionScope:
