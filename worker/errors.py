@@ -56,6 +56,8 @@
     │   └── SessionGone          the session was ended, or its time is over
     ├── InvalidCaller (ValueError)  a caller cannot be added or changed as given
     ├── CallerNotFound           no caller has this name
+    ├── GatewayError             the gateway refused a request of its client
+    │   └── GatewayUnreachable   no answer came from it
     └── JobNotFound              no job, living or past, has this id
 
 The docstring of a class is its default message.
@@ -200,6 +202,19 @@ class InvalidCaller(HoldfastError, ValueError):
 
 class CallerNotFound(HoldfastError):
     """No caller has this name."""
+
+
+class GatewayError(HoldfastError):
+    """The gateway refused the request."""
+
+    #: The status of the answer, 0 without one, its code, and the part of the request that is wrong, if one is.
+    status: int = 0
+    code: str = ""
+    field: str = ""
+
+
+class GatewayUnreachable(GatewayError):
+    """No answer came from the gateway; the request may have been carried out."""
 
 
 class CacheError(HoldfastError):

@@ -26,7 +26,7 @@ from worker.engine.options import (
 from worker.engine.schemas import check_arguments, find_task
 from worker.errors import InvalidJob, UnknownTask
 from worker.ledger.accept import accept
-from worker.ledger.message import NewJob
+from worker.ledger.message import DOOR, NewJob
 from worker.wording import did_you_mean
 
 #: Longest text kept of a call's arguments for people to read, as Celery's own.
@@ -62,6 +62,8 @@ class Call:
     metadata: dict[str, Any] | None = None
     #: The id of the job, where the door derives one; a new one otherwise.
     id: str | None = None
+    #: The door it came in by, for the switches `door:<name>`.
+    door: str | None = None
 
 
 # ---- reading what a door was given
@@ -202,11 +204,13 @@ def form_of(app: Celery, task: Any, queue: str | None = None) -> _Form:
 
 def job_of(form: _Form, args: Sequence[Any], kwargs: Mapping[str, Any], *, where: str = "", **columns: Any) -> NewJob:
     """Return the job that a call of this form makes. Raises `InvalidJob` that names the task and `where`."""
-    task, job_id = form.task, columns.pop("id", None)
+    task, job_id, door = form.task, columns.pop("id", None), columns.pop("door", None)
     fresh = job_id is None
     job_id = job_id or uuid7()
     args_repr, kwargs_repr = repr(tuple(args))[:REPR], repr(kwargs)[:REPR]
     headers = {**form.headers, "id": job_id, "root_id": job_id, "argsrepr": args_repr, "kwargsrepr": kwargs_repr}
+    if door is not None:
+        headers[DOOR] = door
     message = {
         "headers": headers, "properties": {"correlation_id": job_id, "reply_to": ""},
         "body": encoded(f"{task.name}{where}", (args, kwargs, EMBED)),
@@ -242,7 +246,7 @@ def new_job(app: Celery, call: Call) -> NewJob:
     if expires_s is None and call.expires_at is None and is_seconds(own.get("expires")):
         expires_s = float(own["expires"])
     return job_of(
-        form, call.args, call.kwargs, id=call.id,
+        form, call.args, call.kwargs, id=call.id, door=call.door,
         priority=checked_priority(own.get("priority") if call.priority is None else call.priority),
         available_at=call.at, delay_s=call.delay_s, expires_at=call.expires_at, expires_s=expires_s,
         max_attempts=call.max_attempts, caller=call.caller, idempotency_key=call.idempotency_key,

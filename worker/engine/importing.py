@@ -134,7 +134,7 @@ class Import:
             call = read_call(_decode(line.raw))
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
             raise InvalidJob(f"the line is not one JSON object: {exc}") from exc
-        call.id = line.job_id
+        call.id, call.door = line.job_id, "import"
         return new_job(self._app, call)
 
     def _accept(self, batch: list[tuple[Line, NewJob]]) -> None:

@@ -164,7 +164,7 @@ class Intake:
     def job_of(self, entry: Entry) -> NewJob:
         """Return the job that an entry asks for. Raises `InvalidJob` with `code` and `field`."""
         call = read_call(values_of(entry))
-        call.id = job_id_of(self.group.life, entry)
+        call.id, call.door = job_id_of(self.group.life, entry), "stream"
         return new_job(self.app, call)
 
     def _accept(self, group: Group, jobs: Sequence[tuple[Entry, NewJob]]) -> Outcome:

@@ -11,6 +11,7 @@ from worker.engine.calls import form_of
 from worker.engine.options import checked_priority, is_seconds
 from worker.engine.schemas import names_of, positional_of, schema_of
 from worker.errors import HoldfastError
+from worker.ledger.message import DOOR
 from worker.ledger.task_types import TaskRow, register
 from worker.settings import settings
 from worker.telemetry import log
@@ -41,6 +42,7 @@ def _row(app: Celery, name: str) -> TaskRow:
     names, open_ended = positional_of(task)
     expires: Any = form.options.get("expires")
     headers = {key: value for key, value in form.headers.items() if key not in _OF_THE_JOB}
+    headers[DOOR] = "sql"  # the one door that makes its messages of these
     return TaskRow(
         name, form.queue, checked_priority(form.options.get("priority")), task.max_attempts,
         float(expires) if is_seconds(expires) else None, headers, schema_of(task), names, open_ended,

@@ -43,7 +43,7 @@ def job_from(celery: Holdfast, caller: Caller, values: Any) -> NewJob:
     call = read_call(values)
     if not caller.may_task(call.task):
         raise Problem(403, f"This key is not for task {call.task!r}.", code="task_not_allowed", field="task")
-    call.caller = caller.name
+    call.caller, call.door = caller.name, "http"
     job = new_job(celery, call)
     if not caller.may_queue(job.queue):
         raise Problem(403, f"This key is not for queue {job.queue!r}.", code="queue_not_allowed", field="queue")

@@ -1,0 +1,1 @@
+"""Where Celery meets the ledger: how jobs are published, taken, run and ended."""
