@@ -6,7 +6,7 @@ import os
 import re
 import select
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache, lru_cache
 from hashlib import md5
@@ -17,6 +17,7 @@ from weakref import WeakKeyDictionary
 import psycopg
 from psycopg import errors as pg
 from psycopg import generators
+from psycopg.abc import Buffer
 from psycopg.adapt import PyFormat, Transformer
 from psycopg.pq import ExecStatus, TransactionStatus
 from psycopg.pq.abc import PGresult
@@ -236,6 +237,9 @@ def statement(*, passing: bool = False) -> Iterator[psycopg.Connection[Any]]:
             raise
 
 
+#: Times work is repeated that met a deadlock; the others in the circle have gone on by then.
+_DEADLOCKS = 5
+
 #: A named parameter, as psycopg writes it.
 _NAMED = re.compile(r"%\((\w+)\)s")
 #: What each connection has prepared here, by name.
@@ -253,25 +257,33 @@ def _positional(sql: str) -> tuple[bytes, bytes, tuple[str, ...]]:
 def first_row(conn: psycopg.Connection[Any], sql: str, values: Mapping[str, Any]) -> tuple[Any, ...] | None:
     """Run a statement that every job runs and return its first row, as `conn.execute(sql, values).fetchone()` would.
 
-    On a connection of `statement` it is prepared at once and goes without a cursor, which takes half the time.
+    Alone on a connection of `statement` it is prepared at once and goes without a cursor, which takes half the time.
     """
     row: tuple[Any, ...] | None
-    if not conn.autocommit or not settings().db_prepared:
+    if not settings().db_prepared or conn.pgconn.transaction_status != TransactionStatus.IDLE or not conn.autocommit:
         row = conn.execute(sql, values).fetchone()
         return row
     name, text, names = _positional(sql)
+    transformer = Transformer(conn)
+    given = transformer.dump_sequence([values[name] for name in names], [PyFormat.TEXT] * len(names))
+    try:
+        result = _run_prepared(conn, name, text, given)
+    except pg.InvalidSqlStatementName:  # psycopg has deallocated all, as it does after a rollback; nothing was done
+        _prepared[conn].discard(name)
+        result = _run_prepared(conn, name, text, given)
+    transformer.set_pgresult(result, set_loaders=True)
+    row = transformer.load_row(0, tuple) if result.ntuples else None
+    return row
+
+
+def _run_prepared(conn: psycopg.Connection[Any], name: bytes, text: bytes, given: Sequence[Buffer | None]) -> PGresult:
     known = _prepared.setdefault(conn, set())
     if name not in known:
         conn.pgconn.send_prepare(name, text)
         _outcome(conn)
         known.add(name)
-    transformer = Transformer(conn)
-    given = transformer.dump_sequence([values[name] for name in names], [PyFormat.TEXT] * len(names))
     conn.pgconn.send_query_prepared(name, given)
-    result = _outcome(conn)
-    transformer.set_pgresult(result, set_loaders=True)
-    row = transformer.load_row(0, tuple) if result.ntuples else None
-    return row
+    return _outcome(conn)
 
 
 def _outcome(conn: psycopg.Connection[Any]) -> PGresult:
@@ -285,8 +297,18 @@ def _outcome(conn: psycopg.Connection[Any]) -> PGresult:
 def repeatable(work: Callable[[psycopg.Connection[Any]], T]) -> T:
     """Run work that is harmless to repeat, once more on a new connection if the first one turns out to be dead.
 
-    Raises `LedgerUnavailable` when the second try fails too.
+    So is work that another transaction waited for in a circle, of which Postgres undid all. Raises `LedgerUnavailable` when the
+    second try fails too.
     """
+    for _ in range(_DEADLOCKS):
+        try:
+            return _twice(work)
+        except pg.DeadlockDetected:
+            continue
+    return _twice(work)
+
+
+def _twice(work: Callable[[psycopg.Connection[Any]], T]) -> T:
     try:
         with statement() as conn:
             return work(conn)

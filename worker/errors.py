@@ -17,6 +17,7 @@
     │   └── ScheduleNotFound     no schedule has this name
     ├── AlreadyImported (ValueError)  the jobs of this file are known
     ├── IdempotencyConflict      the key was used with another payload
+    ├── KeyInFlight              the key is held by a transaction that is still open
     ├── ClaimLost                the attempt is no longer the job's owner
     ├── NotInJob                 called outside a running durable job
     ├── AddressRefused           `http.call` may not reach this address
@@ -153,6 +154,13 @@ class IdempotencyConflict(HoldfastError):
     """This idempotency key was used before with another payload."""
 
     code: str = "idempotency_conflict"
+    field: str = "idempotency_key"
+
+
+class KeyInFlight(HoldfastError):
+    """A transaction that has not ended yet accepts a job with the same key; try again in a moment."""
+
+    code: str = "idempotency_in_flight"
     field: str = "idempotency_key"
 
 

@@ -21,7 +21,7 @@ from tests.harness import eventually
 from tests.integration.conftest import Bench
 from tests.sample_tasks import add, echo, fail, noop, plain, total, unique, unique_on_parity, unique_on_x, unique_retry
 from worker.app import app, enqueue_in, enqueue_many
-from worker.db import session
+from worker.db import first_row, session, statement
 from worker.embedded import Stack
 from worker.engine.relay import Relay
 from worker.errors import IdempotencyConflict, InvalidJob, LedgerUnavailable
@@ -585,3 +585,16 @@ def test_message_is_sent_again_exactly_as_it_was(db: Conn, bench: Bench, redis: 
     assert bench.work()
     assert db.execute("SELECT state, result FROM job_history").fetchone() == (
         "succeeded", [[unruly, 1.5, None, 2**63], {"nested": {"a": [1, {"b": unruly}]}}])  # fmt: skip
+
+
+def test_connection_on_which_a_transaction_was_undone_takes_the_next_job(env: dict[str, str]) -> None:
+    """With a rollback psycopg lets go of what the connection has prepared, ours included."""
+    add.delay(1, 2)
+    with statement() as conn:
+        for _ in range(12):
+            conn.execute("SELECT count(*) FROM jobs")
+        with conn.transaction(force_rollback=True):
+            pass
+    job = add.delay(1, 2)
+    with statement() as conn, conn.transaction():
+        assert first_row(conn, "SELECT id FROM jobs WHERE id = %(id)s", {"id": job.id}) == (job.id,)

@@ -23,8 +23,7 @@ from worker.db import _autocommit, statement
 from worker.embedded import Stack
 from worker.engine.relay import Relay
 from worker.errors import FlagNotFound
-from worker.ledger import audit, flags
-from worker.ledger.lines import declare
+from worker.ledger import audit, flags, lines
 from worker.live import Feed, Snapshot, flag
 from worker.live.openfeature import HoldfastProvider
 from worker.store import keys
@@ -321,7 +320,7 @@ def test_relay_that_knows_less_than_the_mark_leaves_the_job_held(bench: Bench, r
 
 
 def test_gated_job_is_held_back_too_and_keeps_its_line(bench: Bench, relay: Relay, db: Conn) -> None:
-    declare(NOOP, ("all:{task} 100/second",))
+    lines.declare(NOOP, ("all:{task} 100/second",))
     try:
         put(db, f"task:{NOOP}", on=False)
         job = noop.delay().id
@@ -335,8 +334,6 @@ def test_gated_job_is_held_back_too_and_keeps_its_line(bench: Bench, relay: Rela
             relay.round()
         assert bench.work() == [job]
     finally:
-        from worker.ledger import lines
-
         lines._declared.pop(NOOP, None)
 
 

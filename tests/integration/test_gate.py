@@ -139,7 +139,15 @@ def test_retried_and_replayed_jobs_stand_in_line_again(bench: Bench, relay: Rela
 
 def test_call_that_lacks_what_names_its_key_is_refused(env: dict[str, str]) -> None:
     with pytest.raises(InvalidJob, match=r"its limit 'tenant' goes by \{kwargs\[tenant\]\}, which this call does not have"):
-        metered.delay("a")
+        metered.delay(None)
+
+
+def test_limit_finds_an_argument_by_place_by_name_and_by_default(bench: Bench, db: psycopg.Connection[Any], redis: Redis) -> None:
+    limits.put(db, parse_policy("nth {kwargs[number]} 100/second"))
+    for args, kwargs in (((), {"tenant": "a", "number": 0}), (("a",), {}), (("a", 0), {}), ((), {"tenant": "a"})):
+        metered.apply_async(args, kwargs)
+    ((gate,),) = db.execute("SELECT DISTINCT gate FROM jobs").fetchall()
+    assert [entry[:2] for entry in json.loads(gate)] == [["nth", "0"], ["tenant", "a"]]
 
 
 @pytest.mark.parametrize("text", ["10/second", "host 10/second", "host:{nobody} 10/second", "host:{host} often", "", None])

@@ -185,6 +185,31 @@ def test_job_of_a_sender_that_does_not_know_the_task_is_put_in_line_by_the_worke
     assert app.AsyncResult(job.id).get(timeout=5) == "x"
 
 
+def test_jobs_that_lack_what_names_the_key_share_one_when_their_sender_does_not_know_the_task(
+    bench: Bench, relay: Relay, db: Conn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(lines, "_declared", {})
+        jobs = [app.send_task(metered.name, kwargs={"tenant": None, "number": n}) for n in range(30)]
+    assert len(bench.work()) == 30, "they were sent at once, past the gate"
+    (told,) = db.execute("SELECT array_agg(DISTINCT gate) FROM jobs").fetchone() or ((),)
+    assert [json.loads(gate)[0][:2] for gate in told] == [["tenant", "-"]]
+    relay.round()
+    assert 0 < len(bench.ids()) <= 21 < len(jobs), "they keep to the limit together"
+
+
+def test_limit_that_somebody_wrote_wrongly_by_hand_stops_nobody(bench: Bench, relay: Relay, db: Conn) -> None:
+    put(db, "broken {task} 1/hour")
+    put(db, "often {task} 1/hour")
+    db.execute("UPDATE limit_policies SET scope = '{nobody}' WHERE name = 'broken'")
+    db.execute("UPDATE limit_policies SET rate = 'often' WHERE name = 'often'")
+    put(db, "sums {task} 1/hour")
+    for _ in range(2):
+        add.delay(1, 2)
+    relay.round()
+    assert len(bench.ids()) == 1, "and the others hold"
+
+
 def test_limited_task_cannot_be_without_a_row() -> None:
     with pytest.raises(InvalidLimit, match="not durable"):
         app.task(name="attack.no_row", shared=False, durable=False, limits=["a:{task} 1/second"], lazy=False)(unsent)

@@ -266,6 +266,39 @@ def _receive(sock: socket.socket) -> bytes:
         return b""
 
 
+def test_headers_that_come_a_byte_at_a_time_are_not_waited_for(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.gateway.server.HEADERS_S", 1.0)
+    whole = b"GET /healthz HTTP/1.1\r\nHost: gateway\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", door.socket.getsockname()[1]), timeout=30) as slow:
+        for _ in range(2):
+            slow.sendall(whole)
+            assert slow.recv(65_536).startswith(b"HTTP/1.1 200 ")
+            time.sleep(1.2)  # between two requests it may be silent for longer
+        slow.sendall(whole[:-2])
+        slow.settimeout(0.2)
+        closed = False
+        for _ in range(100):
+            try:
+                slow.sendall(b"x: 1\r\n")
+                closed = slow.recv(65_536) == b""
+            except TimeoutError:
+                continue
+            except ConnectionError:
+                closed = True
+            break
+        assert closed
+
+
+def test_list_that_takes_too_long_is_given_up(
+    me: httpx.Client, db: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.gateway.looking._LONGEST_S", 1)
+    with db.transaction():
+        db.execute("LOCK TABLE job_history IN ACCESS EXCLUSIVE MODE")
+        problem(me.get("/v1/jobs", params={"search": "x"}), 422, "too_slow", "search")
+    assert me.get("/v1/jobs", params={"search": "x"}).json()["jobs"] == []
+
+
 def test_headers_beyond_the_bounds_are_a_431(door: Door, me: httpx.Client) -> None:
     huge = raw(door, b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-Bomb: " + b"a" * 200_000)
     assert huge.startswith(b"HTTP/1.1 431 ")

@@ -97,6 +97,7 @@ class Taken:
         consumer = self.connection.Consumer([Queue("default")], no_ack=True, accept=["json"], prefetch_count=0)
         consumer.register_callback(lambda body, message: self.headers.append(message.headers))
         consumer.consume()
+        self.channel = consumer.channel
 
     def look(self) -> dict[str, Any]:
         """Return the headers of the next message."""
@@ -136,8 +137,19 @@ def test_lock_that_a_message_brings_along_is_not_believed(taken: Taken, redis: R
     redis.rpush("default\x06\x163", *[encode(message)] * 2)
     found = [taken.look(), taken.look()]
     assert [headers["id"] for headers in found] == [forged.id] * 2
-    assert "l" not in found[0]["holdfast"]
+    assert {"l", "p"}.isdisjoint(found[0]["holdfast"])
     assert found[1]["holdfast"]["l"] != "0" * 32
+
+
+def test_message_that_comes_as_the_worker_closes_goes_back_to_its_place_and_without_its_lock(taken: Taken, redis: Redis) -> None:
+    jobs = [tasks.add.delay(n, n) for n in range(4)]
+    assert [taken.look()["id"] for _ in jobs[:2]] == [job.id for job in jobs[:2]]
+    rest = redis.lrange("default\x06\x163", 0, -1)
+    taken.channel._brpop_start()
+    eventually(lambda: redis.llen("default\x06\x163") == 1, what="the third message on its way")
+    taken.connection.release()
+    assert redis.lrange("default\x06\x163", 0, -1) == rest
+    assert redis.exists(keys.job_lock(jobs[2].id)) == 0
 
 
 def test_message_that_names_another_job_brings_no_lock(taken: Taken, redis: Redis) -> None:

@@ -344,12 +344,20 @@ def nothing() -> None: ...
 
 
 def test_call_that_lacks_what_names_the_lock_fails_and_says_so(bench: Bench, db: Conn) -> None:
-    jobs = [snoozing.delay(number=7), snoozing.delay(None)]
+    job = snoozing.delay(None)
     bench.work()
-    for job in jobs:
-        state, _, error = past(db, job.id)
-        assert state == "failed"
-        assert "its lock goes by report:{args[0]}, which this call does not have" in error
+    state, _, error = past(db, job.id)
+    assert state == "failed"
+    assert "its lock goes by report:{args[0]}, which this call does not have" in error
+
+
+def test_lock_finds_an_argument_by_place_and_by_name(bench: Bench, db: Conn) -> None:
+    names: list[str] = []
+    does(lambda task: names.append(task.held_lock.name))
+    for args, kwargs in (((7,), {}), ((), {"number": 7})):
+        snoozing.apply_async(args, kwargs)
+    bench.work()
+    assert names == ["report:7"] * 2
 
 
 def test_long_argument_makes_a_lock_of_its_own(bench: Bench, db: Conn) -> None:

@@ -9,9 +9,11 @@ import psycopg
 
 from models import JobState
 from tests import sample_tasks
+from tests.integration.conftest import Bench
 from worker.app import enqueue_many
 from worker.db import raw, session, statement
 from worker.ledger import dispatch
+from worker.ledger import gate as gate_of_queue
 from worker.ledger.claim import try_claim
 from worker.ledger.settle import Guard, Outcome, finish
 
@@ -57,3 +59,29 @@ def _times_read_whole(db: psycopg.Connection[Any]) -> int:
     row = db.execute("SELECT seq_scan FROM pg_stat_user_tables WHERE relname = 'jobs'").fetchone()
     assert row is not None
     return int(row[0])
+
+
+def test_jobs_that_are_not_due_yet_cost_a_round_nothing(env: dict[str, str], db: psycopg.Connection[Any], bench: Bench) -> None:
+    """Jobs with an ETA and long lives wait by the million, limited or not; only those that are due are read."""
+    for gate in (None, "[]"):
+        first = sample_tasks.add.delay(1, 2)
+        db.execute("UPDATE jobs SET gate = %s, dispatch_epoch = NULL, dispatched_at = NULL WHERE id = %s", (gate, first.id))
+        db.execute(
+            "INSERT INTO jobs (id, task, queue, priority, state, message, args, kwargs, available_at, expires_at, gate) "
+            "SELECT id || n, task, queue, 5, 'scheduled', message, args, kwargs, available_at + interval '1 day', "
+            "       available_at + interval '2 days', gate FROM jobs, generate_series(1, 3000) n WHERE id = %s",
+            (first.id,),
+        )
+    db.execute("ANALYZE jobs")
+    db.execute("SET enable_seqscan = off")
+    values = {"queue": "default", "room": 500, "epoch": "life", "gate": "[]", "changed_at": None}
+    for sql in (dispatch._TAKE, gate_of_queue._HEAD, dispatch._OVER):
+        plan = db.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {sql}", values).fetchone()
+        assert plan is not None
+        assert _removed(plan[0][0]["Plan"]) < 100, sql
+
+
+def _removed(plan: dict[str, Any]) -> float:
+    """Return how many rows were read in vain, below this node of a plan."""
+    here = sum(plan.get(f"Rows Removed by {what}", 0) * plan["Actual Loops"] for what in ("Filter", "Index Recheck"))
+    return here + sum(_removed(inner) for inner in plan.get("Plans", ()))

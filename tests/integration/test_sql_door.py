@@ -355,6 +355,16 @@ def test_task_that_is_unique_is_so_for_jobs_of_sql(door: Conn, relay: Relay, ben
     assert (manage.show(door, second)["state"], first in manage.show(door, second)["error"]) == ("cancelled", True)
 
 
+def test_row_that_its_task_cannot_name_holds_up_no_other(door: Conn, relay: Relay, bench: Bench) -> None:
+    broken = enqueue(door, "tests.sample_tasks.unique_on_parity", args=[1, "a"])
+    door.execute("UPDATE jobs SET message = replace(message::text, '[1, \\\"a\\\"]', '[\\\"x\\\", 7]')::json")
+    other = enqueue(door, args=[1, 2])
+    relay.round()
+    assert bench.ids() == [other]
+    found = manage.show(door, broken)
+    assert (found["state"], "unique_on cannot name this call" in found["error"]) == ("discarded", True)
+
+
 def test_job_of_a_task_this_relay_does_not_know_waits_for_one_that_does(door: Conn, relay: Relay, bench: Bench) -> None:
     copy = """INSERT INTO task_types SELECT (jsonb_populate_record(t, '{"name": "elsewhere.task", "limited": true}')).*
                 FROM task_types t WHERE name = %s"""

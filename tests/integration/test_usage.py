@@ -188,6 +188,30 @@ def test_refused_released_and_impossible_calls_leave_no_row(policy: Callable[[st
         usage.settle("nobody", Actual())
 
 
+def test_budget_of_money_that_comes_while_a_call_is_made_does_not_lose_its_spend(
+    policy: Callable[[str], Any], db: psycopg.Connection[Any]
+) -> None:
+    policy("budget org:* 1000 tokens/month")
+    call = usage.reserve(USER, Spend(tokens=400, micros=None))
+    policy("budget org:* 1000 tokens/month, 100 micros/month")
+    assert usage.settle(call.id, Actual(tokens_in=300, micros=None)) is Outcome.SETTLED
+    assert db.execute("SELECT tokens_in, micros, told FROM usage").fetchone() == (300, 0, True)
+    assert spent()[1] == 300
+
+
+def test_budget_that_somebody_wrote_wrongly_by_hand_refuses_new_calls_and_loses_no_spend(
+    policy: Callable[[str], Any], db: psycopg.Connection[Any]
+) -> None:
+    policy("budget org:* 1000 tokens/month")
+    call = usage.reserve(USER, Spend(tokens=400))
+    db.execute("UPDATE limit_policies SET rate = 'a lot'")
+    policy("sums {task} 1/hour")
+    with pytest.raises(InvalidLimit, match=r"^budget: 'a lot'"):
+        usage.reserve(USER, Spend(tokens=1))
+    assert usage.settle(call.id, Actual(tokens_in=300)) is Outcome.SETTLED
+    assert db.execute("SELECT tokens_in, told FROM usage").fetchone() == (300, True)
+
+
 def test_spend_that_redis_was_not_there_to_count_is_told_later(
     policy: Callable[[str], Any], db: psycopg.Connection[Any], stack: Stack
 ) -> None:

@@ -14,6 +14,7 @@ from sqlalchemy import event
 from models import JobState
 from worker.engine.run import Phase, Run
 from worker.errors import InvalidLimit, InvalidLock, LockBusy, LockLost, StoreUnavailable
+from worker.ledger import lines
 from worker.limits.scope import Scope, scope
 from worker.locks import AdvisoryLock, Lock
 from worker.locks.names import checked_wait_s
@@ -99,7 +100,7 @@ def _put_off(task: Task, run: Run, why: str) -> None:
 
 def _name_of(task: Task, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
     queue = (task.request.delivery_info or {}).get("routing_key")
-    name = _scope(task).key({"task": task.name, "queue": queue, "args": args, "kwargs": kwargs})
+    name = _scope(task).key({"task": task.name, "queue": queue, **lines.arguments_of(task.name, args, kwargs)})
     if name is None:
         raise InvalidLock(f"{task.name}: its lock goes by {task.lock}, which this call does not have")
     return name if len(name) <= _LONGEST else f"{name[:_BEGINNING]}:{hashlib.sha256(name.encode()).hexdigest()}"

@@ -50,6 +50,8 @@ _OWED_S = 0.25
 _SPENT_S = 1.0
 #: Seconds between two warnings of jobs whose task no relay knows.
 _WARN_S = 60.0
+#: Times as long as a look past jobs of unknown tasks took that such a look is not made again.
+_STRANGE = 10
 #: Seconds between two looks for jobs that a switch held back and no longer does.
 _PARKED_S = 0.25
 #: Seconds until a part is tried again that failed in a way nobody foresaw.
@@ -75,6 +77,8 @@ class Relay:
         self._gate = Gate()
         self._more = False
         self._warn_from = 0.0
+        #: When the rows of a queue that SQL wrote are looked at again, where those that were left are strangers.
+        self._complete_from: dict[str, float] = {}
         # The workers could not beat to a Postgres that was away: judge none before they have had time to.
         self._judge_from = time.monotonic() + conf.node_dead_s
 
@@ -167,9 +171,14 @@ class Relay:
 
     def _complete(self, queue: str) -> None:
         """Find out what SQL could not tell of the jobs it wrote; end those that nobody could run, or that another stands for."""
+        now = time.monotonic()
+        if now < self._complete_from.get(queue, 0.0):
+            return
         with statement() as conn:
             looked_at, refused = completing.complete(conn, queue, list(self.app.tasks), self._uniqueness)
             strange = [] if looked_at else completing.strange(conn, queue, list(self.app.tasks))
+        if strange:  # Each look goes past all of them.
+            self._complete_from[queue] = time.monotonic() + _STRANGE * (time.monotonic() - now)
         self._each(refused, self._refuse)
         self._count("completed", looked_at, more=looked_at >= completing.MOST)
         if strange and time.monotonic() > self._warn_from:

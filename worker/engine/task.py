@@ -43,6 +43,14 @@ _LOCK_AGAIN_S = 0.02
 _ONCE = "INSERT INTO effects (job_id, name) VALUES (%s, %s) ON CONFLICT DO NOTHING RETURNING name"
 
 
+def _signature_of(task: type[Task]) -> inspect.Signature:
+    """Return what a task is called with, without the task itself."""
+    signature = inspect.signature(task.run)
+    if isinstance(inspect.getattr_static(task, "run"), staticmethod):
+        return signature
+    return signature.replace(parameters=list(signature.parameters.values())[1:])
+
+
 class Task(CeleryTask):  # type: ignore[misc]
     """A Celery task whose calls are durable jobs.
 
@@ -96,7 +104,10 @@ class Task(CeleryTask):  # type: ignore[misc]
         """Return the key of which one call at a time is active, by `unique_on`. Raises `InvalidJob`."""
         unique_on = type(self).unique_on  # read from the class: a function would be bound to the task
         if callable(unique_on):
-            return f"{self.name}:{unique_on(*args, **kwargs)}"
+            try:
+                return f"{self.name}:{unique_on(*args, **kwargs)}"
+            except Exception as exc:  # Its own code, on arguments of whoever calls: they are what is wrong.
+                raise InvalidJob(f"{self.name}: unique_on cannot name this call: {exc!r}") from exc
         try:
             bound = inspect.signature(self.run).bind(*args, **kwargs)
         except TypeError as exc:
@@ -120,6 +131,7 @@ class Task(CeleryTask):  # type: ignore[misc]
         if own is not CeleryTask.before_start and cls._user_before_start is None:
             cls._user_before_start = own
             cls.before_start = CeleryTask.before_start
+        lines.name_arguments(cls.name, _signature_of(cls))
         if cls.limits and not cls.durable:
             raise InvalidLimit(f"{cls.name}: limits: a task that is not durable cannot wait; use limits.Limiter in its body")
         if cls.limits:

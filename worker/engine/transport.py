@@ -15,12 +15,13 @@ from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import loads
 
 from models import JobState
+from worker import locks
 from worker.errors import HoldfastError
 from worker.ledger.message import HEADER, JOB, decode, is_ours
 from worker.ledger.settle import Guard
 from worker.settings import settings
 from worker.store import keys, script
-from worker.telemetry import DROPPED, log
+from worker.telemetry import DROPPED, OUTAGES, log
 
 logger = log(__name__)
 
@@ -46,6 +47,7 @@ class _Hardened:
     _in_poll: Any
     _brpop_sent_at: Any
     active_queues: Any
+    _closing: bool
 
     #: Whether the last look brought a message, so that the next may be there: then it is taken with the lock of its job.
     _more = False
@@ -88,7 +90,9 @@ class _Hardened:
             queue = bytes_to_str(key).rsplit(self.sep, 1)[0]
             self._queue_cycle.rotate(queue)
             payload = _decoded(item)
-            if payload is None:
+            if self._closing:
+                self._put_back(key, item, payload, bool(locked and locked[0]))
+            elif payload is None:
                 self._hand_over(item, queue)
             else:
                 self._note_lock(payload, bool(locked and locked[0]))
@@ -98,11 +102,26 @@ class _Hardened:
             self._in_poll = None
             self._flush_brpop_reauth()
 
+    def _put_back(self, key: bytes, item: bytes, payload: dict[str, Any] | None, locked: bool) -> None:
+        """Give back what came as the worker closes, to the place it had, and its lock: nobody takes it here.
+
+        When Redis goes away with it, the audit sends the job again.
+        """
+        try:
+            with self.conn_or_acquire() as client:
+                client.rpush(key, item)
+        except self.connection_errors as exc:
+            OUTAGES.labels("transport", "message sent again").inc()
+            logger.warning("a message could not be given back", error=str(exc))
+        if locked and self._asked and payload is not None:
+            locks.release(keys.job_lock(payload["headers"]["id"]), self._asked[0])
+
     def _note_lock(self, payload: dict[str, Any], locked: bool) -> None:
         """Hand on the token of the lock that was taken with a message; one that the message brings along is not believed."""
         ours = payload["headers"][HEADER]
         if isinstance(ours, dict):
-            ours.pop("l", None)
+            for name in ("l", "p"):
+                ours.pop(name, None)
             if locked and self._asked and payload.get(JOB) == payload["headers"]["id"]:
                 ours["l"], ours["p"] = self._asked
 

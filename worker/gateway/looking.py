@@ -6,6 +6,7 @@ import asyncio
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
+from psycopg.errors import QueryCanceled
 from starlette.responses import Response
 
 from models import JobState
@@ -20,6 +21,9 @@ from worker.ledger import manage
 from worker.ledger.manage import Filter
 
 router = APIRouter()
+
+#: Seconds that a list may take: a search reads every job that the other filters leave.
+_LONGEST_S = 5
 
 
 @router.get("/v1/jobs/{job_id:job}", operation_id="getJob", summary="Look at a job", response_model=shapes.Job)
@@ -60,10 +64,13 @@ async def list_jobs(
     which = Filter(list(state) if state else None, task, queue, caller, moment("since", since), moment("until", until), search)
     try:
         rows = await asyncio.to_thread(
-            repeatable, lambda conn: manage.list_jobs(conn, which, limit=limit, before=cursor)
+            repeatable, lambda conn: manage.list_jobs_within(conn, _LONGEST_S, which, limit=limit, before=cursor)
         )
     except HoldfastError:
         raise
+    except QueryCanceled:
+        why = f"It takes more than {_LONGEST_S} s to look for these: narrow it by since, until, task, queue or state."
+        raise Problem(422, why, code="too_slow", field="search" if search else None) from None
     except (ValueError, OverflowError) as exc:
         raise Problem(422, str(exc), field="cursor") from None
     return json_response({"jobs": [_listed(row) for row in rows], "next": rows[-1]["cursor"] if len(rows) == limit else None})

@@ -26,6 +26,7 @@ _KINDS: tuple[tuple[type[BaseException], int, str], ...] = (
     (errors.MessageTooLarge, 413, "too_large"),
     (errors.InvalidJob, 422, "invalid_job"),
     (errors.IdempotencyConflict, 422, "idempotency_conflict"),
+    (errors.KeyInFlight, 409, "idempotency_in_flight"),
     (errors.JobNotFound, 404, "job_not_found"),
     (errors.InvalidLimit, 422, "invalid_request"),
     (errors.SchemaOutdated, 503, "schema_outdated"),
@@ -73,7 +74,7 @@ def problem_of(exc: BaseException) -> Problem | None:
         return exc
     for kind, status, code in _KINDS:
         if isinstance(exc, kind):
-            headers = {"Retry-After": str(_AGAIN_S)} if status == 503 else {}
+            headers = {"Retry-After": str(_AGAIN_S)} if status in (409, 503) else {}
             # What a server is called and where it stands is nobody's business out there.
             detail = _AWAY.get(code) or str(exc)
             return Problem(status, detail, code=getattr(exc, "code", None) or code, field=getattr(exc, "field", None),

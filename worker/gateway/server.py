@@ -21,12 +21,42 @@ from worker.gateway.state import Gateway
 MOST_HEADER_BYTES = 32_768
 #: Seconds a connection may be silent between two requests.
 _KEEP_ALIVE_S = 30
+#: Seconds that the headers of a request may take, from its first byte or, for the first one, from the connection.
+HEADERS_S = 10.0
 #: Connections that may wait to be accepted.
 _BACKLOG = 2048
 
 
 class Protocol(H11Protocol):
-    """Speaks HTTP/1.1; what it cannot read it answers with a problem, too."""
+    """Speaks HTTP/1.1; what it cannot read it answers with a problem, too, and for what does not come it does not wait long."""
+
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin, and wait for the first request."""
+        super().connection_made(transport)
+        self._await_headers()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End."""
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Read what came: uvicorn would wait for ever for the rest of a request's headers, a byte at a time."""
+        super().data_received(data)
+        if self.conn.their_state is not h11.IDLE:
+            self._stop_waiting()
+        elif self._deadline is None and self.conn.trailing_data[0]:
+            self._await_headers()
+
+    def _await_headers(self) -> None:
+        self._deadline = self.loop.call_later(HEADERS_S, self.transport.close)
+
+    def _stop_waiting(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is no HTTP, or has headers beyond the bound, and close."""

@@ -70,7 +70,7 @@ ON CONFLICT (caller, key) DO UPDATE
 RETURNING job_id
 """
 _KEY_HOLDER = "SELECT payload_hash, job_id FROM job_keys WHERE caller = %s AND key = %s"
-_GIVE_KEY = "UPDATE job_keys SET job_id = %s WHERE caller = %s AND key = %s"
+GIVE_KEY = "UPDATE job_keys SET job_id = %s WHERE caller = %s AND key = %s"
 
 _COPY = """
 COPY jobs (id, task, queue, priority, state, message, args, kwargs, available_at, max_attempts, caller,
@@ -180,7 +180,7 @@ def _accept_row(conn: psycopg.Connection[Any], job: NewJob, epoch: str | None) -
         return known, None
     holder, sendable = write_row(conn, job, epoch)
     if holder != job.id and job.idempotency_key is not None:
-        conn.execute(_GIVE_KEY, (holder, job.caller or "", job.idempotency_key))
+        conn.execute(GIVE_KEY, (holder, job.caller or "", job.idempotency_key))
     return holder, sendable
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import psycopg
 from kombu.utils.json import loads
 
-from worker.errors import InvalidJob
+from worker.errors import InvalidJob, LedgerUnavailable, StoreUnavailable
 from worker.ledger.lines import INCOMPLETE, gate_of
 from worker.ledger.message import Message, NewJob, fault_of
 
@@ -95,6 +95,10 @@ def _looked_at(
         own = uniqueness(task, *_arguments(message)) if unique_key is None else None
     except InvalidJob as exc:
         return Refused(job_id, str(exc))
+    except (LedgerUnavailable, StoreUnavailable):
+        raise
+    except Exception as exc:  # Whoever writes SQL finds what nobody foresaw, and must not hold up the rows behind.
+        return Refused(job_id, f"it cannot be completed: {exc!r}")
     if own is not None and (holder := _make_unique(conn, job_id, *own)):
         return Refused(job_id, f"job {holder} is active and has its unique key", holder)
     return gate

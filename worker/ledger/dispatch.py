@@ -26,6 +26,7 @@ SELECT hop.queue, coalesce(q.paused, false), q."window", bool_or(hop.gated)
 """
 
 #: A priority's due jobs in order; ten short index scans serve priorities before age without sorting a backlog of millions.
+#: The moment is the statement's, which an index can be searched for: `clock_timestamp()` would be asked for each job not due yet.
 #: Here and below the ids are gathered first, in an array: a join with them is planned for the table as it was when it was last
 #: looked at, perhaps empty, and then takes minutes on a full one.
 _TAKE = """
@@ -34,7 +35,7 @@ UPDATE jobs SET state = 'queued', dispatch_epoch = %(epoch)s, dispatched_at = cl
   SELECT d.id FROM generate_series(0, 9) AS p(priority),
   LATERAL (SELECT id FROM jobs
             WHERE queue = %(queue)s AND jobs.priority = p.priority AND gate IS NULL AND dispatch_epoch IS NULL
-              AND state IN ('scheduled', 'queued') AND available_at <= clock_timestamp()
+              AND state IN ('scheduled', 'queued') AND available_at <= statement_timestamp()
             ORDER BY available_at, id LIMIT %(room)s FOR UPDATE SKIP LOCKED) AS d
   LIMIT %(room)s))
 RETURNING id, queue, priority, revision, message, (extract(epoch FROM dispatched_at) * 1000)::int8,
@@ -71,7 +72,7 @@ RETURNING id
 
 #: Two scans, each by its own small index.
 _OVER = """
-(SELECT id, false FROM jobs WHERE expires_at <= clock_timestamp() AND state <> 'running' LIMIT 500)
+(SELECT id, false FROM jobs WHERE expires_at <= statement_timestamp() AND state <> 'running' LIMIT 500)
 UNION ALL
 (SELECT id, true FROM jobs WHERE cancel_requested AND state <> 'running' LIMIT 500)
 """

@@ -52,7 +52,7 @@ _REMEMBER = """
 INSERT INTO event_readers (name, position) VALUES (%s, %s)
 ON CONFLICT (name) DO UPDATE SET position = excluded.position, updated_at = clock_timestamp()
 """
-_PRUNE = "DELETE FROM job_events WHERE at < clock_timestamp() - %s * interval '1 day'"
+_PRUNE = "DELETE FROM job_events WHERE at < statement_timestamp() - %s * interval '1 day'"
 
 _TRIGGERS = {"job_event_accepted": "jobs", "job_event_changed": "jobs", "job_event_ended": "job_history"}
 _ENABLED = """

@@ -42,11 +42,14 @@ WITH RECURSIVE hop AS (
     FROM hop WHERE hop.gate IS NOT NULL)
 SELECT gate FROM hop WHERE gate IS NOT NULL LIMIT %(limit)s
 """
+#: As `worker.ledger.dispatch` takes what nothing limits: those that are not due yet cost nothing, however many they are.
 _HEAD = """
-SELECT id, created_at <= %(changed_at)s::timestamptz FROM jobs
- WHERE queue = %(queue)s AND gate = %(gate)s AND gate IS NOT NULL AND dispatch_epoch IS NULL AND state IN ('scheduled', 'queued')
-   AND available_at <= clock_timestamp()
- ORDER BY priority, available_at, id LIMIT %(room)s FOR UPDATE SKIP LOCKED
+SELECT d.id, d.older FROM generate_series(0, 9) AS p(priority),
+  LATERAL (SELECT id, created_at <= %(changed_at)s::timestamptz AS older FROM jobs
+            WHERE queue = %(queue)s AND gate = %(gate)s AND gate IS NOT NULL AND jobs.priority = p.priority
+              AND dispatch_epoch IS NULL AND state IN ('scheduled', 'queued') AND available_at <= statement_timestamp()
+            ORDER BY available_at, id LIMIT %(room)s FOR UPDATE SKIP LOCKED) AS d
+ LIMIT %(room)s
 """
 _SEND = """
 UPDATE jobs SET state = 'queued', dispatch_epoch = %(epoch)s, dispatched_at = clock_timestamp() WHERE id = ANY(%(ids)s)

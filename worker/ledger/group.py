@@ -9,15 +9,15 @@ import psycopg
 
 from worker import faults
 from worker.db import repeatable
-from worker.errors import IdempotencyConflict, InvalidJob, LedgerUnavailable
-from worker.ledger.accept import accept, accept_rows, copy_rows, insert_rows, is_copyable, payload_hash
+from worker.errors import IdempotencyConflict, InvalidJob, KeyInFlight, LedgerUnavailable
+from worker.ledger.accept import accept_rows, copy_rows, insert_rows, is_copyable, payload_hash
 from worker.ledger.lines import gate_of
 from worker.ledger.message import NewJob
 from worker.ledger.publish import Sendable, epochs_for, publish
 from worker.settings import settings
 
 #: In the order of the keys, so that two transactions with some of the same ones do not wait for each other in a circle.
-_TAKE_KEYS = """
+TAKE_KEYS = """
 INSERT INTO job_keys AS k (caller, key, payload_hash, job_id, expires_at)
 SELECT caller, key, payload_hash, job_id, clock_timestamp() + %(ttl)s * interval '1 second'
   FROM unnest(%(callers)s::text[], %(keys)s::text[], %(hashes)s::bytea[], %(ids)s::text[])
@@ -28,11 +28,15 @@ ON CONFLICT (caller, key) DO UPDATE
  WHERE k.expires_at < clock_timestamp()
 RETURNING job_id
 """
-_KEY_HOLDERS = """
+KEY_HOLDERS = """
 SELECT k.caller, k.key, k.payload_hash, k.job_id
   FROM job_keys k JOIN unnest(%(callers)s::text[], %(keys)s::text[]) AS asked (caller, key)
     ON k.caller = asked.caller AND k.key = asked.key
 """
+
+#: How long jobs wait together for a key that another's open transaction holds, and then each by itself: none may hold up the
+#: others, nor those behind them, until somebody commits.
+_TOGETHER, _ALONE = ("SET LOCAL lock_timeout = '1s'", "SET LOCAL lock_timeout = '100ms'")
 
 #: Jobs from which on a COPY, with a question for the time before it, costs less than inserts.
 _COPIED = 4
@@ -91,21 +95,27 @@ def _accept_wave(jobs: list[NewJob]) -> list[_Written]:
     epochs = epochs_for([job.queue for job in jobs])
     try:
         return repeatable(lambda conn: _write(conn, jobs, epochs))
-    except InvalidJob:  # One of them, and Postgres does not say which; nothing of the others is there.
-        return [_accept_alone(job) for job in jobs]
+    except (InvalidJob, psycopg.errors.LockNotAvailable):  # One of them, and Postgres does not say which; none is there.
+        return [_accept_alone(job, epoch) for job, epoch in zip(jobs, epochs, strict=True)]
     except LedgerUnavailable as exc:
         return [(exc, None)] * len(jobs)
 
 
-def _accept_alone(job: NewJob) -> _Written:
+def _accept_alone(job: NewJob, epoch: str | None) -> _Written:
     try:
-        return accept([job])[0], None
-    except (InvalidJob, IdempotencyConflict, LedgerUnavailable) as exc:
+        return repeatable(lambda conn: _write(conn, [job], [epoch], _ALONE))[0]
+    except psycopg.errors.LockNotAvailable:
+        return KeyInFlight(field="unique" if job.idempotency_key is None else "idempotency_key"), None
+    except (InvalidJob, LedgerUnavailable) as exc:
         return exc, None
 
 
-def _write(conn: psycopg.Connection[Any], jobs: list[NewJob], epochs: Sequence[str | None]) -> list[_Written]:
+def _write(
+    conn: psycopg.Connection[Any], jobs: list[NewJob], epochs: Sequence[str | None], patience: str = _TOGETHER
+) -> list[_Written]:
     with conn.transaction():
+        if any(job.idempotency_key or job.unique_key for job in jobs):
+            conn.execute(patience)
         known = _take_keys(conn, [job for job in jobs if job.idempotency_key is not None and job.unique_key is None])
         written: dict[str, _Written] = {job_id: (outcome, None) for job_id, outcome in known.items()}
         pairs = [(job, epoch) for job, epoch in zip(jobs, epochs, strict=True) if job.id not in known]
@@ -146,10 +156,10 @@ def _take_keys(conn: psycopg.Connection[Any], jobs: Sequence[NewJob]) -> dict[st
     hashes = {job.id: payload_hash(job) for job in jobs}
     asked = {"callers": [job.caller or "" for job in jobs], "keys": [job.idempotency_key for job in jobs]}
     given = {**asked, "ids": list(hashes), "hashes": list(hashes.values()), "ttl": settings().idempotency_ttl_s}
-    taken = {row[0] for row in conn.execute(_TAKE_KEYS, given).fetchall()}
+    taken = {row[0] for row in conn.execute(TAKE_KEYS, given).fetchall()}
     if len(taken) == len(jobs):
         return {}
-    holders = {(row[0], row[1]): (bytes(row[2]), row[3]) for row in conn.execute(_KEY_HOLDERS, asked).fetchall()}
+    holders = {(row[0], row[1]): (bytes(row[2]), row[3]) for row in conn.execute(KEY_HOLDERS, asked).fetchall()}
     left = [job for job in jobs if job.id not in taken]
     return {job.id: _outcome(job, hashes[job.id], holders[job.caller or "", job.idempotency_key or ""]) for job in left}
 

@@ -15,7 +15,8 @@ import psycopg
 from worker import faults
 from worker.db import statement
 from worker.errors import HoldfastError, IdempotencyConflict
-from worker.ledger.accept import copy_rows, payload_hash, write_row
+from worker.ledger.accept import GIVE_KEY, copy_rows, payload_hash, write_row
+from worker.ledger.group import KEY_HOLDERS, TAKE_KEYS
 from worker.ledger.lines import gate_of
 from worker.ledger.message import NewJob
 from worker.ledger.publish import Sendable, epochs_for, publish
@@ -43,25 +44,6 @@ _STANDS = f"""
 INSERT INTO job_keys (caller, key, payload_hash, job_id, expires_at)
 VALUES ('{_OURS}', %s, '', %s, clock_timestamp() + %s * interval '1 day') ON CONFLICT (caller, key) DO NOTHING
 """
-
-#: The keys that are free are taken; who holds the others is asked for behind that.
-_TAKE_KEYS = """
-INSERT INTO job_keys AS k (caller, key, payload_hash, job_id, expires_at)
-SELECT caller, key, hash, id, clock_timestamp() + %(ttl)s * interval '1 second'
-  FROM unnest(%(callers)s::text[], %(keys)s::text[], %(hashes)s::bytea[], %(ids)s::text[]) AS given(caller, key, hash, id)
- ORDER BY caller, key
-ON CONFLICT (caller, key) DO UPDATE
-   SET payload_hash = excluded.payload_hash, job_id = excluded.job_id, expires_at = excluded.expires_at,
-       created_at = clock_timestamp()
- WHERE k.expires_at < clock_timestamp()
-RETURNING job_id
-"""
-_HOLDERS = """
-SELECT k.caller, k.key, k.payload_hash, k.job_id FROM job_keys k
-  JOIN (SELECT DISTINCT caller, key FROM unnest(%(callers)s::text[], %(keys)s::text[]) AS given(caller, key)) AS given
- USING (caller, key)
-"""
-_GIVE_KEY = "UPDATE job_keys SET job_id = %s WHERE caller = %s AND key = %s"
 
 
 @dataclass
@@ -119,7 +101,7 @@ def _with_their_keys(conn: psycopg.Connection[Any], jobs: list[NewJob], outcome:
     if not late:
         return jobs
     pairs = _pairs([(job.caller or "", job.idempotency_key or "") for job in late])
-    holders = {(row[0], row[1]): (bytes(row[2]), row[3]) for row in conn.execute(_HOLDERS, pairs).fetchall()}
+    holders = {(row[0], row[1]): (bytes(row[2]), row[3]) for row in conn.execute(KEY_HOLDERS, pairs).fetchall()}
     left = []
     for job in jobs:
         if job.idempotency_key is None or job.id in taken:
@@ -141,7 +123,7 @@ def _take_keys(conn: psycopg.Connection[Any], firsts: dict[tuple[str, str], NewJ
     """Take the keys that are free for the first job with each; return the ids of those that got theirs."""
     ids = [job.id for job in firsts.values()]
     values = {"ids": ids, "hashes": [hashes[job_id] for job_id in ids], "ttl": settings().idempotency_ttl_s}
-    return {row[0] for row in conn.execute(_TAKE_KEYS, {**_pairs(list(firsts)), **values}).fetchall()}
+    return {row[0] for row in conn.execute(TAKE_KEYS, {**_pairs(list(firsts)), **values}).fetchall()}
 
 
 def _pairs(keys: Sequence[tuple[str, str]]) -> dict[str, list[str]]:
@@ -165,7 +147,7 @@ def _write(
         else:
             conn.execute(_STANDS, (job.id, holder, settings().history_days))
             if job.idempotency_key is not None:
-                conn.execute(_GIVE_KEY, (holder, job.caller or "", job.idempotency_key))
+                conn.execute(GIVE_KEY, (holder, job.caller or "", job.idempotency_key))
         if sendable:
             sendables.append(sendable)
     return sendables

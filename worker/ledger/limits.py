@@ -17,6 +17,9 @@ from worker.limits import Charge, Plan
 from worker.limits.policy import Policy, checked, limiter_of, parse_policy, plan_of
 from worker.limits.scope import scope
 from worker.settings import settings
+from worker.telemetry import OUTAGES, log
+
+logger = log(__name__)
 
 _COLUMNS = ("name", "kind", "scope", "rate", "on_outage", "enabled")
 _LIST = f"SELECT {', '.join(_COLUMNS)} FROM limit_policies ORDER BY name"
@@ -87,7 +90,19 @@ def _of_settings(texts: tuple[str, ...]) -> Mapping[str, Policy]:
 
 
 def _read(conn: psycopg.Connection[Any]) -> list[Policy]:
-    return [Policy(**dict(zip(_COLUMNS, row, strict=True))) for row in conn.execute(_LIST).fetchall()]  # type: ignore[typeddict-item]
+    rows: list[Any] = [dict(zip(_COLUMNS, row, strict=True)) for row in conn.execute(_LIST).fetchall()]
+    return [row for row in rows if row["kind"] == "budget" or _is_readable(row)]
+
+
+def _is_readable(policy: Policy) -> bool:
+    """Tell whether a limit is one. A row written by hand and wrongly must not stop every job; a budget refuses its own calls."""
+    try:
+        checked(policy)
+    except InvalidLimit as exc:
+        OUTAGES.labels("limits", "policy left out").inc()
+        logger.error("a limit policy cannot be read and is left out", policy=policy["name"], error=str(exc))
+        return False
+    return True
 
 
 def plan() -> Plan:

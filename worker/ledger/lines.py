@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -29,8 +30,13 @@ UPDATE jobs SET gate = moved.gate, dispatch_epoch = NULL, dispatched_at = NULL
 #: The line of rows that SQL wrote and nobody has looked at yet; see `worker.ledger.completing`. Any other line is JSON.
 INCOMPLETE = "?"
 
+#: The key of jobs of which a declared limit cannot tell apart whom they are for: they share one, so that none runs unlimited.
+_NOBODY = "-"
+
 #: What tasks declare: by task, the limits each of its jobs is charged for.
 _declared: dict[str, tuple[str, ...]] = {}
+#: What the arguments of tasks are called, by task.
+_signatures: dict[str, inspect.Signature] = {}
 
 
 def declare(task: str, texts: Sequence[str]) -> None:
@@ -38,6 +44,30 @@ def declare(task: str, texts: Sequence[str]) -> None:
     for text in texts:
         _parsed(text)
     _declared[task] = tuple(texts)
+
+
+def name_arguments(task: str, signature: inspect.Signature) -> None:
+    """Let what a task's calls give by position, or leave to a default, be found by name, and the other way round."""
+    _signatures[task] = signature
+
+
+def arguments_of(task: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `args` and `kwargs` of a call as templates may name them: each argument by its place and by its name."""
+    signature = _signatures.get(task)
+    try:
+        bound = signature.bind(*args, **kwargs) if signature else None
+    except TypeError:  # It will fail, and say so, when it runs.
+        bound = None
+    if signature is None or bound is None:
+        return {"args": args, "kwargs": kwargs}
+    bound.apply_defaults()
+    named = dict(bound.arguments)
+    for name, parameter in signature.parameters.items():
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            del named[name]
+        elif parameter.kind is parameter.VAR_KEYWORD:
+            named |= named.pop(name)
+    return {"args": bound.args, "kwargs": named}
 
 
 @lru_cache(maxsize=1024)
@@ -51,8 +81,10 @@ def _parsed(text: str) -> tuple[str, str, str, str]:
     return name, template, policy["rate"], policy["on_outage"]
 
 
-def gate_of(job: NewJob) -> str | None:
-    """Return the line a job waits in; None for one that nothing limits. Raises `InvalidJob` when it lacks what names a key.
+def gate_of(job: NewJob, *, lacking: str | None = None) -> str | None:
+    """Return the line a job waits in; None for one that nothing limits.
+
+    A job that lacks what a declared limit goes by has the key `lacking`; without one it is refused by `InvalidJob`.
 
     A line is the JSON text of its limits by name: of a policy its name, the key, and the scope that gave the key; of a limit that
     the task declares its name, the key, the rate and the outage policy.
@@ -69,6 +101,7 @@ def gate_of(job: NewJob) -> str | None:
             found[policy["name"]] = [policy["name"], short(key), policy["scope"]]
     for name, template, rate, on_outage in map(_parsed, declared):
         key = scope(template).key(known)
+        key = lacking if key is None else key
         if key is None:
             raise InvalidJob(f"{job.task}: its limit {name!r} goes by {template}, which this call does not have")
         found[name] = [name, short(key), rate, on_outage]
@@ -77,7 +110,7 @@ def gate_of(job: NewJob) -> str | None:
 
 def _known(job: NewJob) -> Mapping[str, Any]:
     args, kwargs, _ = decode(job.message["body"])
-    return {"task": job.task, "queue": job.queue, "caller": job.caller, "args": args, "kwargs": kwargs}
+    return {"task": job.task, "queue": job.queue, "caller": job.caller, **arguments_of(job.task, args, kwargs)}
 
 
 def charges_of(gate: str) -> list[Charge]:
@@ -105,10 +138,8 @@ def move(conn: psycopg.Connection[Any], ids: Sequence[str]) -> set[str]:
     """Put waiting jobs into the lines that they belong to by now; return those that moved, which are not to be sent."""
     moved: dict[str, str | None] = {}
     for job_id, task, queue, caller, message, line in conn.execute(_WAITING, (list(ids),)).fetchall():
-        try:
-            found = gate_of(NewJob(id=job_id, task=task, queue=queue, message=message, caller=caller))
-        except InvalidJob:
-            continue  # A limit that came later and goes by what this call does not have: it was accepted without.
+        # What was accepted without a limit that it lacks the key of, which came later or was not known there, is not refused now.
+        found = gate_of(NewJob(id=job_id, task=task, queue=queue, message=message, caller=caller), lacking=_NOBODY)
         if found != line:
             moved[job_id] = found
     if moved:

@@ -41,6 +41,8 @@ _PAST = f"""
 #: The first half says what the second implies; partitions are left out by it.
 _AFTER = "{column} <= %(at)s::timestamptz AND ({column}, id) < (%(at)s::timestamptz, %(after)s)"
 
+_NO_LONGER = "SELECT set_config('statement_timeout', %s, true)"
+
 _SELECT_LIVING = "SELECT id FROM jobs WHERE {where} ORDER BY created_at, id LIMIT %(limit)s"
 #: Only what became of a job last counts: one that failed, was replayed and succeeded has not failed.
 _SELECT_PAST = """
@@ -141,6 +143,13 @@ class Filter:
 def request_cancel(conn: psycopg.Connection[Any], job_id: str) -> None:
     """Ask a running job to stop; it sees that in `self.cancelled`."""
     conn.execute(_REQUEST_CANCEL, (job_id,))
+
+
+def list_jobs_within(conn: psycopg.Connection[Any], seconds: float, which: Filter, **page: Any) -> list[dict[str, Any]]:
+    """Return what `list_jobs` does, if that takes no longer. Raises `psycopg.errors.QueryCanceled` otherwise."""
+    with conn.transaction():
+        conn.execute(_NO_LONGER, (f"{round(seconds * 1000)}ms",))
+        return list_jobs(conn, which, **page)
 
 
 def list_jobs(

@@ -13,7 +13,7 @@ from worker.db import statement
 from worker.errors import BudgetNotRebuilt, InvalidLimit, StoreUnavailable
 from worker.ledger import limits
 from worker.ledger.standings import forget_tree, rebuild
-from worker.limits import Budgets, Outcome, Reservation, Spend
+from worker.limits import Budgets, Outcome, Plan, Reservation, Spend
 from worker.limits.budget import checked_id
 from worker.limits.plan import levels
 from worker.telemetry import OUTAGES
@@ -24,6 +24,8 @@ _OWN_S = 5.0
 _TRIES = 5
 #: Spends that one round tells.
 BATCH = 500
+#: What ends a call: Redis knows what that counts in, and no budget may keep a spend from being counted.
+_ENDING = Budgets(Plan({}))
 
 _RESERVE = """
 INSERT INTO usage_reservations (id, root, subject, model, job_id, requests, tokens, micros, expires_at)
@@ -140,14 +142,11 @@ def _decide(budgets: Budgets, subject: str, estimate: Spend, call_id: str) -> Re
 def settle(call_id: str, actual: Actual) -> Outcome:
     """Record what a call really took, once, and have Redis count it; late ones too.
 
-    Raises `InvalidLimit` for a call nobody reserved, `Unpriced` as `reserve`, `LedgerUnavailable` when nothing was recorded. When
-    Redis is away it is told later.
+    A call without a price counts as free of charge: a budget of money that came while it was made cannot unmake it. Raises
+    `InvalidLimit` for a call nobody reserved, `LedgerUnavailable` when nothing was recorded. When Redis is away it is told later.
     """
     actual.check()
     with statement() as conn:
-        reserved = conn.execute(_RESERVED, (call_id,)).fetchone()
-        if reserved:
-            Budgets(limits.plan()).check(reserved[0], actual.spend, fits=False)
         values = {**actual._asdict(), "id": call_id, "micros": actual.micros or 0}
         is_new = conn.execute(_SETTLE, values).fetchone() is not None
     outcome = tell(call_id)
@@ -161,7 +160,7 @@ def release(call_id: str) -> Outcome:
     if row is None:
         return Outcome.AGAIN
     try:
-        return Budgets(limits.plan()).release(row[0], call_id)
+        return _ENDING.release(row[0], call_id)
     except StoreUnavailable:
         OUTAGES.labels("budget", "runs out").inc()
         return Outcome.RELEASED
@@ -171,7 +170,7 @@ def renew(call_id: str, lease_s: float) -> bool:
     """Prolong the lease of a call that takes long; tell whether it is open. Raises `LedgerUnavailable`, `StoreUnavailable`."""
     with statement() as conn:
         row = conn.execute(_RENEW, {"id": call_id, "lease_s": lease_s}).fetchone()
-    return row is not None and Budgets(limits.plan()).renew(row[0], call_id, lease_s)
+    return row is not None and _ENDING.renew(row[0], call_id, lease_s)
 
 
 def tell(call_id: str) -> Outcome:
@@ -183,9 +182,8 @@ def tell(call_id: str) -> Outcome:
         subject, requests, tokens, micros, told = row
         if told:
             return Outcome.AGAIN
-        budgets = Budgets(limits.plan())
         try:
-            outcome = budgets.settle(subject, call_id, Spend(requests, tokens, micros))
+            outcome = _ENDING.settle(subject, call_id, Spend(requests, tokens, micros))
             if outcome is Outcome.UNKNOWN:
                 forget_tree(conn, levels(subject)[0])  # whether the windows there count this call, nobody can say
         except StoreUnavailable:
