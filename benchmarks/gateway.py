@@ -23,15 +23,19 @@ from typing import Any, NamedTuple
 
 import httpx
 
-from benchmarks.support import Program, Report, console, options, percentile, ratio, servers
-from tests.harness import Gateway, eventually, free_port
+from benchmarks.support import Program, Report, Servers, console, options, percentile, ratio, servers
+from tests.harness import Gateway, Worker, eventually, free_port
+from worker.db import statement
+from worker.ledger import callers
 
 #: Connections that are kept open, and the processes of ours that share them.
 CONNECTIONS, PROCESSES = 64, 2
 SECONDS, ROUNDS = 8.0, 5
-#: Jobs of one batch, and batches.
-BATCH, BATCHES = 10_000, 3
+#: Jobs of one batch, and batches; and jobs that come alone.
+BATCH, BATCHES, LONE = 10_000, 3, 300
 CALL = {"task": "tests.sample_tasks.noop"}
+
+_STARTED_MS = "SELECT extract(epoch FROM started_at - created_at)::float8 * 1000 FROM job_history WHERE id = %s"
 
 
 class Load(NamedTuple):
@@ -125,6 +129,17 @@ def batches(gateway: Gateway, key: str, count: int) -> float:
         return count * BATCH / (time.perf_counter() - began)
 
 
+def latencies(gateway: Gateway, key: str, jobs: int) -> list[float]:
+    """Return the milliseconds from the commit of a job to its start, of a system that has one job at a time."""
+    found = []
+    with Worker(pool="threads", concurrency=2, include="tests.sample_tasks"), statement() as conn:
+        with httpx.Client(base_url=gateway.url, headers={"Authorization": f"Bearer {key}"}) as http:
+            for _ in range(jobs + 1):
+                job_id = http.post("/v1/jobs", json=CALL).json()["id"]
+                found.append(eventually(lambda i=job_id: conn.execute(_STARTED_MS, (i,)).fetchone(), 30)[0])
+    return found[1:]  # the first opens the worker's connections
+
+
 @contextmanager
 def flower() -> Iterator[Target]:
     """Run Flower, and give what its REST is asked by; it writes to the same ledger."""
@@ -137,11 +152,8 @@ def flower() -> Iterator[Target]:
         yield Target(port, "POST", f"/api/task/send-task/{CALL['task']}", headers, b'{"args": []}')
 
 
-def measure(report: Report, seconds: float, count: int, batch_count: int) -> None:
+def measure(here: Servers, report: Report, seconds: float, count: int, batch_count: int, lone: int) -> None:
     """Measure all of it, taking turns."""
-    from worker.db import statement
-    from worker.ledger import callers
-
     with statement() as conn:
         key = callers.add(conn, "bench", scopes=["enqueue"])
     gateway = Gateway(include="tests.sample_tasks", env={"HOLDFAST_LOG_LEVEL": "WARNING"})
@@ -159,7 +171,13 @@ def measure(report: Report, seconds: float, count: int, batch_count: int) -> Non
                 console.print(f"[dim]round {turn + 1} of {count}: {name}[/]")
                 found[name].append(load(target, seconds))
         batched = batches(gateway, key, batch_count)
+        with statement() as conn:
+            conn.execute("TRUNCATE jobs")
+        here.flush()
+        waits = latencies(gateway, key, lone)
     _tell(report, found, batched)
+    report.figure("commit to start p50 ms", percentile(waits, 50), 1)
+    report.target("commit to start by HTTP, p99 in ms", percentile(waits, 99), most=50)
 
 
 def _tell(report: Report, found: dict[str, list[Load]], batched: float) -> None:
@@ -192,7 +210,7 @@ def main() -> None:
 
         os.environ.update(here.env())
         upgrade()
-        measure(report, *((2.0, 2, 1) if args.quick else (SECONDS, ROUNDS, BATCHES)))
+        measure(here, report, *((2.0, 2, 1, 50) if args.quick else (SECONDS, ROUNDS, BATCHES, LONE)))
     report.print()
 
 

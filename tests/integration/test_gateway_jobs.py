@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from typing import Any
 
 import httpx
@@ -19,6 +20,7 @@ from tests.integration.door import ADD, ECHO, Door, key_for, problem
 from tests.integration.door import admin as admin
 from tests.integration.door import door as door
 from tests.integration.door import me as me
+from worker.ledger import events as ledger_events
 
 Conn = psycopg.Connection[Any]
 CALL = {"task": ADD, "args": [1, 2]}
@@ -340,6 +342,41 @@ def test_job_is_followed_to_its_end_and_from_any_event_on(me: httpx.Client, benc
     assert states(follow(me, job_id, events[0]["id"])) == ["running", "succeeded"]
     over = me.get(f"/v1/jobs/{job_id}/events", headers={"Last-Event-ID": events[-1]["id"]})
     assert over.status_code == 204
+
+
+def test_job_is_followed_on_at_another_gateway(door: Door, me: httpx.Client, bench: Bench) -> None:
+    job_id = post(me)
+    begun = follow(me, job_id, wait="100ms")
+    assert states(begun) == ["accepted"]
+    door.server.should_exit = True
+    eventually(bench.work)
+    other = Door().start()
+    try:
+        client = other.client()
+        client.headers["Authorization"] = me.headers["Authorization"]
+        assert states(follow(client, job_id, begun[-1]["id"])) == ["running", "succeeded"]
+        assert states(follow(client, job_id)) == ["accepted", "running", "succeeded"]
+    finally:
+        other.stop()
+
+
+def test_events_of_a_stream_are_those_that_were_written(me: httpx.Client, db: Conn, bench: Bench) -> None:
+    job_id = post(me)
+    eventually(bench.work)
+    written = db.execute("SELECT id::text, at FROM job_events WHERE job_id = %s ORDER BY id", (job_id,)).fetchall()
+    events = follow(me, job_id)
+    assert [event["id"] for event in events] == [event_id for event_id, _ in written]
+    assert [datetime.fromisoformat(json.loads(event["data"])["at"]) for event in events] == [at for _, at in written]
+
+
+def test_job_without_written_events_is_told_of_by_its_row(me: httpx.Client, db: Conn, bench: Bench) -> None:
+    ledger_events.set_level(db, "off")
+    job_id = post(me)
+    begun = follow(me, job_id, wait="100ms")
+    ledger_events.set_level(db, "callers")
+    assert states(begun) == ["accepted"]
+    eventually(bench.work)
+    assert states(follow(me, job_id, begun[-1]["id"])) == ["running", "succeeded"]
 
 
 def test_stream_ends_after_its_time_and_with_the_gateway(door: Door, me: httpx.Client) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from types import TracebackType
 from typing import Any
@@ -21,6 +21,10 @@ from worker.settings import settings
 
 #: Celery's own JSON, which knows dates, UUIDs and decimals.
 _to_json: Callable[[Any], str] = JSONEncoder().encode
+
+#: What Celery hangs on a body: nothing, for a call that stands alone.
+_ALONE = '{"callbacks": null, "errbacks": null, "chain": null, "chord": null}'
+_EMPTY = f"[[], {{}}, {_ALONE}]"
 
 #: Options of `apply_async` that are ours and go into the row, not into the message.
 OPTIONS = (
@@ -179,10 +183,24 @@ def encoded(task: str, body: Sequence[Any], serializer: str | None = None) -> st
     """Return a message's body as JSON text. Raises `InvalidJob` that names the task, `MessageTooLarge`."""
     if serializer not in (None, "json"):
         raise InvalidJob(f"{task}: serializer {serializer!r} is not allowed; Holdfast sends JSON only")
+    return _checked(task, _json(task, body))
+
+
+def encoded_alone(task: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    """Return the body of a call that stands alone, as `encoded`."""
+    if not args and not kwargs:
+        return _EMPTY
+    return _checked(task, f"{_json(task, (args, kwargs))[:-1]}, {_ALONE}]")
+
+
+def _json(task: str, value: Any) -> str:
     try:
-        text = _to_json(body)
+        return _to_json(value)
     except (TypeError, ValueError, RecursionError) as exc:
         raise InvalidJob(f"{task}: the arguments cannot be written as JSON: {exc}") from exc
+
+
+def _checked(task: str, text: str) -> str:
     if '"__type__"' in text:
         _check_readable(task, text)
     if len(text) > settings().max_message_bytes:

@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 from celery import Celery
 
 from worker.clock import parse_duration, parse_moment, uuid7
-from worker.engine.amqp import encoded
+from worker.engine.amqp import encoded_alone
 from worker.engine.options import (
     FARTHEST_S,
     LONGEST,
@@ -31,8 +31,6 @@ from worker.wording import did_you_mean
 
 #: Longest text kept of a call's arguments for people to read, as Celery's own.
 REPR = 1024
-#: What Celery hangs on a body: nothing, for a call that stands alone.
-EMBED = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
 
 
 @dataclass(slots=True)
@@ -179,6 +177,8 @@ class _Form(NamedTuple):
     """What the calls of one task in one queue have in common."""
 
     task: Any
+    name: str
+    max_attempts: int | None
     queue: str
     headers: dict[str, Any]
     options: dict[str, Any]
@@ -189,38 +189,43 @@ _forms: WeakKeyDictionary[Any, dict[str | None, _Form]] = WeakKeyDictionary()
 
 def form_of(app: Celery, task: Any, queue: str | None = None) -> _Form:
     """Return what the calls of a task have in common: where they go and what their messages say. Raises `UnknownQueue`."""
-    task = app.tasks[task.name]  # itself: the proxy that `@app.task` leaves looks it up for each attribute
-    known = _forms.setdefault(task, {})
-    if queue not in known:
+    known = _forms.get(task)
+    if known is None or queue not in known:
+        task = app.tasks[task.name]  # itself: the proxy that `@app.task` leaves looks it up for each attribute
+        known = _forms.setdefault(task, {})
         options = {name: value for name, value in task._get_exec_options().items() if value is not None}
         wanted = queue or options.get("queue")
         with known_queue(app, wanted):
             routed = app.amqp.router.route({"queue": wanted} if wanted else {}, task.name)
         first = app.amqp.create_task_message("", task.name, (), {}, ignore_result=task.ignore_result,
                                              time_limit=task.time_limit, soft_time_limit=task.soft_time_limit)  # fmt: skip
-        known[queue] = _Form(task, routed["queue"].name, first.headers, options)
+        known[queue] = _Form(task, task.name, task.max_attempts, routed["queue"].name, first.headers, options)
     return known[queue]
 
 
 def job_of(form: _Form, args: Sequence[Any], kwargs: Mapping[str, Any], *, where: str = "", **columns: Any) -> NewJob:
     """Return the job that a call of this form makes. Raises `InvalidJob` that names the task and `where`."""
-    task, job_id, door = form.task, columns.pop("id", None), columns.pop("door", None)
+    job_id, door = columns.pop("id", None), columns.pop("door", None)
     fresh = job_id is None
     job_id = job_id or uuid7()
-    args_repr, kwargs_repr = repr(tuple(args))[:REPR], repr(kwargs)[:REPR]
+    args_repr = repr(tuple(args))[:REPR] if args else "()"
+    kwargs_repr = repr(kwargs)[:REPR] if kwargs else "{}"
     headers = {**form.headers, "id": job_id, "root_id": job_id, "argsrepr": args_repr, "kwargsrepr": kwargs_repr}
     if door is not None:
         headers[DOOR] = door
     message = {
         "headers": headers, "properties": {"correlation_id": job_id, "reply_to": ""},
-        "body": encoded(f"{task.name}{where}", (args, kwargs, EMBED)),
+        "body": encoded_alone(f"{form.name}{where}", args, kwargs),
         "content-type": "application/json", "content-encoding": "utf-8",
     }  # fmt: skip
-    given = {"max_attempts": task.max_attempts, **{name: value for name, value in columns.items() if value is not None}}
-    return NewJob(
-        id=job_id, task=task.name, queue=form.queue, message=message, args=args_repr, kwargs=kwargs_repr, root_id=job_id,
-        fresh=fresh, **given,
+    job = NewJob(
+        id=job_id, task=form.name, queue=form.queue, message=message, args=args_repr, kwargs=kwargs_repr, root_id=job_id,
+        fresh=fresh, max_attempts=form.max_attempts,
     )  # fmt: skip
+    for name, value in columns.items():
+        if value is not None:
+            setattr(job, name, value)
+    return job
 
 
 def new_job(app: Celery, call: Call) -> NewJob:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
@@ -27,20 +27,19 @@ _METADATA, _URL = 4096, 2048
 
 def check_options(options: dict[str, Any]) -> None:
     """Raise `InvalidJob` that names the first option of a call which cannot be what it says."""
-    for name in ("task_id", "idempotency_key", "caller", "unique_key"):
-        if options.get(name) is not None and not is_storable(options[name]):
-            why = f"{name} {repr(options[name])[:60]} is not a text of 1 to {LONGEST} characters without U+0000"
-            raise InvalidJob(why, field=name)
-    for name in ("time_limit", "soft_time_limit"):
-        if options.get(name) is not None and not is_seconds(options[name]):
-            raise InvalidJob(f"{name}: {options[name]!r} is not a number of seconds", field=name)
-    if options.get("callback_url") is not None:
-        check_url("callback_url", options["callback_url"])
-    if options.get("metadata") is not None:
-        check_metadata("metadata", options["metadata"])
-    for name in ("countdown", "eta", "expires"):
-        if options.get(name) is not None:
-            _check_time(name, options[name], may_be_seconds=name != "eta", may_be_moment=name != "countdown")
+    for name, value in options.items():
+        if value is not None and (check := _CHECKS.get(name)) is not None:
+            check(name, value)
+
+
+def _check_text(name: str, value: Any) -> None:
+    if not is_storable(value):
+        raise InvalidJob(f"{name} {repr(value)[:60]} is not a text of 1 to {LONGEST} characters without U+0000", field=name)
+
+
+def _check_seconds(name: str, value: Any) -> None:
+    if not is_seconds(value):
+        raise InvalidJob(f"{name}: {value!r} is not a number of seconds", field=name)
 
 
 def is_seconds(value: Any) -> bool:
@@ -50,10 +49,9 @@ def is_seconds(value: Any) -> bool:
 
 def is_storable(value: Any) -> bool:
     """Tell whether a value is a text that an id or a key can be."""
-    try:
-        return isinstance(value, str) and 0 < len(value) <= LONGEST and b"\0" not in value.encode()
-    except UnicodeEncodeError:
+    if not isinstance(value, str) or not 0 < len(value) <= LONGEST or "\0" in value:
         return False
+    return value.isascii() or not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def check_url(name: str, value: Any) -> None:
@@ -79,7 +77,8 @@ def check_metadata(name: str, value: Any) -> None:
         raise InvalidJob(f"{name}: {why}", field=name)
 
 
-def _check_time(name: str, value: Any, *, may_be_seconds: bool, may_be_moment: bool) -> None:
+def _check_time(name: str, value: Any) -> None:
+    may_be_seconds, may_be_moment = name != "eta", name != "countdown"
     if may_be_seconds and is_seconds(value):
         if abs(value) <= FARTHEST_S:
             return
@@ -91,6 +90,14 @@ def _check_time(name: str, value: Any, *, may_be_seconds: bool, may_be_moment: b
         return
     forms = " or ".join(["a number of seconds"] * may_be_seconds + ["a datetime"] * may_be_moment)
     raise InvalidJob(f"{name}: {value!r} is not {forms}", field=name)
+
+
+#: How each option is looked at; what is not among them is Celery's to judge.
+_CHECKS: dict[str, Callable[[str, Any], None]] = {
+    "task_id": _check_text, "idempotency_key": _check_text, "caller": _check_text, "unique_key": _check_text,
+    "time_limit": _check_seconds, "soft_time_limit": _check_seconds, "callback_url": check_url, "metadata": check_metadata,
+    "countdown": _check_time, "eta": _check_time, "expires": _check_time,
+}  # fmt: skip
 
 
 def moment_of(name: str, value: str | None) -> datetime | None:

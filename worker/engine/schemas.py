@@ -34,6 +34,8 @@ class _Form:
     #: The name that takes further positional arguments, and whether there are further ones by name.
     rest: str | None
     anything: bool
+    #: Whether its hints say anything about values; else only their number and names are looked at.
+    has_hints: bool
 
 
 _forms: WeakKeyDictionary[Any, _Form] = WeakKeyDictionary()
@@ -41,9 +43,10 @@ _forms: WeakKeyDictionary[Any, _Form] = WeakKeyDictionary()
 
 def find_task(app: Celery, name: str) -> Any:
     """Return the task of this name. Raises `UnknownTask` with the names it is like."""
-    if name in app.tasks:
-        return app.tasks[name]
-    ours = [known for known in app.tasks if not known.startswith("celery.")]
+    tasks = app.tasks
+    if name in tasks:
+        return tasks[name]
+    ours = [known for known in tasks if not known.startswith("celery.")]
     raise UnknownTask(f"no task {name!r} is registered{did_you_mean(name, ours)}")
 
 
@@ -72,7 +75,11 @@ def check_arguments(task: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -
     Values are not bent to fit: a text is no number.
     """
     form = _form(task)
+    if not args and not kwargs and not form.required:
+        return
     named, places = _by_name(task, form, args, kwargs)
+    if not form.has_hints:
+        return
     try:
         form.model.__pydantic_validator__.validate_json(_json(named))
     except ValidationError as exc:
@@ -124,9 +131,9 @@ def _by_name(
 
 
 def _form(task: Any) -> _Form:
-    task = task.app.tasks.get(task.name, task)  # itself, not the proxy that `@app.task` leaves
     form = _forms.get(task)
     if form is None:
+        task = task.app.tasks.get(task.name, task)  # itself, not the proxy that `@app.task` leaves
         form = _forms[task] = _made(task.run)
     return form
 
@@ -158,7 +165,9 @@ def _made(run: Any) -> _Form:
     config = ConfigDict(extra="allow" if anything else "forbid", strict=True)
     model = create_model("Arguments", __config__=config, **fields)
     plain = [parameter.replace(annotation=_Kind.empty) for parameter in signature.parameters.values()]
-    return _Form(model, str(inspect.Signature(plain)), tuple(positional), frozenset(by_name), tuple(required), rest, anything)
+    called_as = str(inspect.Signature(plain))
+    has_hints = any(hints.get(name, Any) is not Any for name in signature.parameters)
+    return _Form(model, called_as, tuple(positional), frozenset(by_name), tuple(required), rest, anything, has_hints)
 
 
 def _hints(run: Any) -> dict[str, Any]:

@@ -72,9 +72,10 @@ async def _stream(gateway: Gateway, caller: Caller, job_id: str, last_id: int, u
             bell = watched.bell
             try:
                 row = await gateway.documents.of(job_id, caller)
+                events = await events_after(row, last_id)
             except HoldfastError:  # away for now; who follows comes again with the last id
                 return
-            for event in await events_after(row, last_id):
+            for event in events:
                 last_id = event.id or last_id
                 yield _frame(event)
             if row["progress"] not in (None, progress) and not is_final(row):
