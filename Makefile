@@ -11,8 +11,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-#: Test processes side by side; each has servers of its own.
-N ?= 2
+#: Test processes side by side; each has servers of its own. They wait for others more than they work.
+N ?= 3
 #: More arguments for demo, test, up, bench and chaos, as in `make test ARGS="-k lease"`.
 ARGS ?=
 #: The seed of `make chaos`; empty: a new one, which the tests print.

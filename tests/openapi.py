@@ -44,10 +44,11 @@ def _jobs(url: str, key: str, task: str) -> list[str]:
 
 def _know_what_there_is(document: dict[str, Any], tasks: list[str], ids: list[str]) -> None:
     """Let requests name tasks, queues and jobs that there are, so that many of them are good."""
-    for name in ("NewJob", "BatchJob"):
-        fields = document["components"]["schemas"][name]["properties"]
-        fields["task"]["enum"] = tasks
-        fields["queue"]["anyOf"] = [{"enum": ["default"]}, {"type": "null"}]
+    fields = document["components"]["schemas"]["NewJob"]["properties"]
+    fields["task"]["enum"] = tasks
+    fields["queue"]["anyOf"] = [{"enum": ["default"]}, {"type": "null"}]
+    # A batch is answered item by item: one that names no task is no bad request.
+    document["components"]["schemas"]["BatchJob"]["properties"]["task"]["examples"] = tasks
     known = {"job_id": ids, "cursor": ["2030-01-01T00:00:00+00:00~x"]}
     for operations in document["paths"].values():
         for operation in operations.values():

@@ -59,6 +59,8 @@ def test_the_demo_passes_and_tells_its_figures(demo: Demo, tmp_path: Path) -> No
     assert all(one["done"] > 0 for one in told["entrances"].values()), told["entrances"]
     assert told["rolled_back"] == {"enqueued": told["entrances"]["transaction"]["done"], "ran": 0}
     assert told["http"]["requests"] >= told["entrances"]["http"]["done"]
+    assert told["callbacks"]["expected"] > 0
+    assert told["callbacks"]["missing"] == 0
     assert (told["redis_losses"], told["workers_killed"], told["seed"]) == (2, 1, 1)
     assert told["attempts_died"] >= 1
     assert list(tmp_path.iterdir()) == []

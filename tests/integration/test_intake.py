@@ -123,7 +123,7 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
     "no UTF-8": ({"caller": b"\xff"}, "invalid_job", "caller"),
     "a zero byte": ({"key": "a\0b"}, "invalid_job", "idempotency_key"),
     "metadata that is no object": ({"metadata": "[1]"}, "invalid_job", "metadata"),
-    "half a surrogate": ({"kwargs": '{"x": "\\ud800"}', "task": tasks.echo.name}, "invalid_arguments", "kwargs."),
+    "half a surrogate": ({"kwargs": '{"x": "\\ud800"}', "task": tasks.echo.name}, "invalid_arguments", "kwargs.x"),
     "a zero byte inside": ({"metadata": '{"a": "\\u0000"}'}, "invalid_job", "metadata"),
 }
 

@@ -85,6 +85,16 @@ def test_a_repeated_http_request_is_told_but_is_no_duplicate_effect() -> None:
     assert (figures.requests, figures.requests_repeated, figures.total.duplicates) == (3, 2, 0)
 
 
+def test_an_end_that_was_to_be_told_and_was_not_fails() -> None:
+    passed, text = _told(replace(KEPT, callbacks=frozenset({"row", "call"}), told={"row": 2}))
+
+    assert not passed
+    assert "1 of 2 callbacks missing" in text
+    kept = count(replace(KEPT, callbacks=frozenset({"row", "call"}), told={"row": 2, "call": 1}), final=True)
+    assert kept.passed
+    assert kept.as_dict()["callbacks"] == {"expected": 2, "missing": 0, "repeated": 1}
+
+
 def test_jobs_that_no_caller_got_accepted_fail() -> None:
     passed, text = _told(replace(KEPT, planned=5))
 
@@ -165,8 +175,8 @@ def test_the_live_table_shows_every_entrance_and_what_broke() -> None:
     console.print(shown._draw())
     text = console.file.getvalue()
 
-    assert [line.split()[0] for line in text.splitlines()[1:12]] == [e.value.split()[0] for e in Entrance] + ["all"]
-    assert text.splitlines()[11].split() == ["all", "3", "0", "0", "3", "3", "1", "0"]
+    assert [line.split()[0] for line in text.splitlines()[1:16]] == [e.value.split()[0] for e in Entrance] + ["all"]
+    assert text.splitlines()[15].split() == ["all", "3", "0", "0", "3", "3", "1", "0"]
     assert "rolled back by their caller: 1, of these ran: 0" in text
     assert text.splitlines()[-1].endswith("s  everything burns")
 
@@ -182,4 +192,4 @@ def test_without_a_terminal_the_table_goes_to_stdout_and_the_rest_to_stderr(caps
 
     assert len(err.splitlines()) == 2
     assert "accepted 3, waiting 0, running 0, done 3, effects 3, duplicates 0, lost 0" in err
-    assert out.splitlines()[11].split() == ["all", "3", "0", "0", "3", "3", "0", "0"]
+    assert out.splitlines()[15].split() == ["all", "3", "0", "0", "3", "3", "0", "0"]

@@ -78,10 +78,11 @@ def check_arguments(task: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -
     if not args and not kwargs and not form.required:
         return
     named, places = _by_name(task, form, args, kwargs)
+    text = _json(task, form, named, places)
     if not form.has_hints:
         return
     try:
-        form.model.__pydantic_validator__.validate_json(_json(named))
+        form.model.__pydantic_validator__.validate_json(text)
     except ValidationError as exc:
         error = exc.errors(include_url=False, include_context=False, include_input=False)[0]
         field = _place(form, places, [str(part) for part in error["loc"] or ("",)])
@@ -96,11 +97,24 @@ def _place(form: _Form, places: Mapping[str, str], loc: list[str]) -> str:
     return ".".join([places.get(name, f"kwargs.{name}"), *deeper])
 
 
-def _json(named: dict[str, Any]) -> bytes:
+def _json(task: Any, form: _Form, named: dict[str, Any], places: Mapping[str, str]) -> bytes:
     try:
         return msgspec.json.encode(named)
+    except UnicodeEncodeError:  # half a surrogate pair: JSON can write it, and no UTF-8 can
+        field = _place(form, places, [next((name for name, value in named.items() if not _is_text(value)), "")])
+        raise InvalidArguments(f"{task.name}: {field}: it holds half a surrogate pair, no character", field=field) from None
     except (TypeError, ValueError, OverflowError):  # whole numbers beyond 64 bits, and what only Celery's JSON knows
         return json.dumps(named, default=str).encode(errors="replace")
+
+
+def _is_text(value: Any) -> bool:
+    try:
+        msgspec.json.encode(value)
+    except UnicodeEncodeError:
+        return False
+    except (TypeError, ValueError, OverflowError):
+        pass
+    return True
 
 
 def _by_name(

@@ -21,6 +21,7 @@ class Book:
     def __init__(self) -> None:
         self._promises: dict[str, Promise] = {}
         self._rolled_back: set[str] = set()
+        self._callbacks: set[str] = set()
         self._lock = threading.Lock()
         #: Foreign messages that Redis lost before they were adopted, and that their client sent again.
         self.sent_again = 0
@@ -34,6 +35,16 @@ class Book:
         """Note that these ids were told inside a transaction that did not commit."""
         with self._lock:
             self._rolled_back.update(ids)
+
+    def called_back(self, ids: Iterable[str]) -> None:
+        """Note that the ends of these are to be told to the counting server."""
+        with self._lock:
+            self._callbacks.update(ids)
+
+    def callbacks(self) -> frozenset[str]:
+        """Return the jobs whose ends are to be told, as of now."""
+        with self._lock:
+            return frozenset(self._callbacks)
 
     def read(self) -> tuple[dict[str, Promise], frozenset[str]]:
         """Return the promises and what was rolled back, as of now."""

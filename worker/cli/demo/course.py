@@ -61,17 +61,18 @@ class Course:
         self._interrupts = interrupts
         self._book, self._pace = Book(), Pace(plan.jobs)
         self._breaker = Breaker(plan, system.stack, shown.tell)
-        self._callers = Callers(plan, self._book, self._pace, counting_url=counting.url, flower_url=system.flower_url)
+        self._callers = Callers(plan, self._book, self._pace, counting_url=counting.url, flower_url=system.flower_url,
+                                gateway=(system.gateway_url, system.gateway_key), callback_url=counting.callback_url)  # fmt: skip
 
     def run(self) -> Figures:
         """Go through it and return the final figures."""
         self._system.await_ready()
-        self._shown.tell("Postgres, two Redis servers, relay, beat, two workers and Flower are up")
+        self._shown.tell("Postgres, two Redis servers, relay, beat, two workers, gateway and Flower are up")
         try:
             self._callers.start()
             self._follow(lambda figures: self._callers.finished and self._breaker.finished and not figures.total.open)
             self._follow(lambda _: self._stop_ticking())
-            self._follow(lambda figures: not figures.total.open)
+            self._follow(lambda figures: not figures.total.open and not figures.callbacks_missing)
         finally:
             self._callers.close()
         return self._count(final=True)
@@ -113,8 +114,8 @@ class Course:
             seen = record.see(conn)
         promises |= {job_id: Promise(Entrance.SCHEDULE) for job_id in seen.ticks}
         evidence = Evidence(
-            self._plan.jobs, promises, seen.states, seen.effects, self._counting.requests(), rolled_back, seen.died,
-            self._book.sent_again,
+            self._plan.jobs, promises, seen.states, seen.effects, self._counting.requests(), rolled_back, self._book.callbacks(),
+            self._counting.callbacks(), seen.died, self._book.sent_again,
         )  # fmt: skip
         return count(evidence, final=final)
 

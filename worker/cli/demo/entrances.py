@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from tempfile import NamedTemporaryFile
 from typing import Any
 from uuid import uuid4
 
@@ -20,9 +21,12 @@ from worker.app import app, enqueue_in, enqueue_many
 from worker.cli.demo import record, tasks
 from worker.cli.demo.book import Book, Pace
 from worker.cli.demo.plan import LINKS, PARTS, Entrance, Plan, portion
+from worker.client import Client, Options
 from worker.db import session, statement
-from worker.errors import HoldfastError
+from worker.errors import HoldfastError, StoreUnavailable
 from worker.settings import settings
+from worker.store import keys
+from worker.streams import Stream
 from worker.tasks.http import http_call
 
 #: Rounds in which each caller calls its share.
@@ -35,6 +39,10 @@ _ADOPTED_S = 3.0
 _GOODBYE_S = 5.0
 #: Seconds between two tries of a client that got no answer.
 _AGAIN_S = 0.2
+#: Seconds for which a client of the gateway tries again: more than anything is away here.
+_PATIENCE_S = 60.0
+#: One of so many jobs of the gateway is to be told of to the counting server.
+_TOLD_ONE_IN = 5
 
 Push = Callable[[int], None]
 
@@ -42,12 +50,17 @@ Push = Callable[[int], None]
 class Callers:
     """All callers, each in a thread; those of Python share one, the others have to wait for something."""
 
-    def __init__(self, plan: Plan, book: Book, pace: Pace, *, counting_url: str, flower_url: str) -> None:
+    def __init__(
+        self, plan: Plan, book: Book, pace: Pace, *, counting_url: str, flower_url: str, gateway: tuple[str, str],
+        callback_url: str,
+    ) -> None:  # fmt: skip
         self._plan, self._book, self._pace = plan, book, pace
-        self._counting_url, self._flower_url = counting_url, flower_url
+        self._counting_url, self._flower_url, self._callback_url = counting_url, flower_url, callback_url
+        self._gateway = Client(*gateway, patience_s=_PATIENCE_S)
         self._random = {entrance: plan.random(entrance) for entrance in Entrance}
         self._foreign = _foreign_client()
-        self._commands: subprocess.Popen[str] | None = None
+        self._intake = Stream(keys.intake())
+        self._commands: set[subprocess.Popen[str]] = set()
         self._threads = [
             threading.Thread(target=self._call, args=(pushes,), name=f"demo-{name}", daemon=True)
             for name, pushes in self._pushes().items()
@@ -63,6 +76,10 @@ class Callers:
             "foreign": {Entrance.FOREIGN: self._send_foreign},
             "flower": {Entrance.FLOWER: self._post},
             "command": {Entrance.COMMAND: self._command},
+            "gateway": {Entrance.GATEWAY: self._post_jobs},
+            "sql": {Entrance.SQL: self._select},
+            "stream": {Entrance.STREAM: self._append},
+            "import": {Entrance.IMPORT: self._import},
         }  # fmt: skip
 
     def start(self) -> None:
@@ -83,8 +100,8 @@ class Callers:
     def close(self) -> None:
         """Stop calling."""
         self._pace.stop()
-        if self._commands is not None:
-            self._commands.kill()
+        for command in list(self._commands):
+            command.kill()
         for thread in self._threads:
             thread.join(_GOODBYE_S)
 
@@ -95,7 +112,11 @@ class Callers:
                     return
                 for entrance, push in pushes.items():
                     units = self._plan.shares[entrance] // _UNITS.get(entrance, 1)
-                    if amount := portion(units, number, _ROUNDS):
+                    if entrance is Entrance.IMPORT:  # one file of them all, in the middle: it is a process that imports Celery
+                        amount = units if number == _ROUNDS // 2 else 0
+                    else:
+                        amount = portion(units, number, _ROUNDS)
+                    if amount:
                         push(amount)
         except Exception as exc:
             self._failure = exc
@@ -206,22 +227,87 @@ class Callers:
                 pass
             time.sleep(_AGAIN_S)
 
+    # ---- HTTP, SQL, a stream
+
+    def _post_jobs(self, amount: int) -> None:
+        """Post jobs, one in `_TOLD_ONE_IN` to be told of."""
+        for number in range(amount):
+            told = number % _TOLD_ONE_IN == 0
+            options: Options = {"callback_url": self._callback_url} if told else {}
+            job_id = self._gateway.enqueue(tasks.effect.name, self._call_of(Entrance.GATEWAY), **options)
+            self._book.told(Entrance.GATEWAY, [job_id])
+            if told:
+                self._book.called_back([job_id])
+
+    def _select(self, amount: int) -> None:
+        with statement() as conn:
+            for _ in range(amount):
+                self._book.told(Entrance.SQL, [record.enqueue(conn, *self._call_of(Entrance.SQL))])
+
+    def _append(self, amount: int) -> None:
+        """Append entries until each has a job: until then it is in Redis alone, and its key makes that repeatable."""
+        calls = {str(uuid4()): self._call_of(Entrance.STREAM) for _ in range(amount)}
+        missing = dict(calls)
+        while missing and not self._pace.stopped:
+            for key, args in missing.items():
+                self._append_one(key, args)
+            found = self._await_jobs("demo-stream", set(missing))
+            self._book.told(Entrance.STREAM, found.values())
+            missing = {key: args for key, args in missing.items() if key not in found}
+
+    def _append_one(self, key: str, args: tuple[Any, ...]) -> None:
+        entry = {"task": tasks.effect.name, "args": json.dumps(args), "key": key, "caller": "demo-stream"}
+        while not self._pace.stopped:
+            try:
+                self._intake.append(entry)
+                return
+            except StoreUnavailable:
+                time.sleep(_AGAIN_S)
+
+    def _await_jobs(self, caller: str, wanted: set[str]) -> dict[str, str]:
+        deadline, found = time.monotonic() + _ADOPTED_S, dict[str, str]()
+        while found.keys() != wanted and time.monotonic() < deadline and not self._pace.stopped:
+            with statement() as conn:
+                found = record.by_key(conn, caller, sorted(wanted))
+            time.sleep(0.05)
+        return found
+
     # ---- the command line
 
     def _command(self, amount: int) -> None:
         for _ in range(amount):
-            arguments = ["run", tasks.effect.name, *map(str, self._call_of(Entrance.COMMAND)), "--json"]
-            self._commands = subprocess.Popen(
-                [sys.executable, "-m", "worker.cli", *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE, text=True, env=os.environ, start_new_session=True,
-            )  # fmt: skip
-            out, err = self._commands.communicate()
-            if self._commands.returncode != 0:
-                if self._pace.stopped:
-                    return
-                last = (err.strip().splitlines() or [""])[-1]
-                raise HoldfastError(f"`holdfast run` ended with {self._commands.returncode}: {last}")
-            self._book.told(Entrance.COMMAND, [json.loads(out)["id"]])
+            out = self._holdfast("run", tasks.effect.name, *map(str, self._call_of(Entrance.COMMAND)), "--json")
+            if out is not None:
+                self._book.told(Entrance.COMMAND, [json.loads(out)["id"]])
+
+    def _import(self, amount: int) -> None:
+        """Import a file; its keys tell which jobs it made."""
+        lines = {str(uuid4()): self._call_of(Entrance.IMPORT) for _ in range(amount)}
+        with NamedTemporaryFile("w", suffix=".jsonl") as file:
+            for key, args in lines.items():
+                call = {"task": tasks.effect.name, "args": args, "idempotency_key": key, "caller": "demo-import"}
+                file.write(json.dumps(call) + "\n")
+            file.flush()
+            if self._holdfast("import", file.name, "--json") is None:
+                return
+        with statement() as conn:
+            self._book.told(Entrance.IMPORT, record.by_key(conn, "demo-import", sorted(lines)).values())
+
+    def _holdfast(self, *arguments: str) -> str | None:
+        """Run a command and return what it printed; None when the demo was stopped meanwhile. Raises `HoldfastError`."""
+        command = subprocess.Popen(
+            [sys.executable, "-m", "worker.cli", *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, text=True, env=os.environ, start_new_session=True,
+        )  # fmt: skip
+        self._commands.add(command)
+        out, err = command.communicate()
+        self._commands.discard(command)
+        if command.returncode == 0:
+            return out
+        if self._pace.stopped:
+            return None
+        last = (err.strip().splitlines() or [""])[-1]
+        raise HoldfastError(f"`holdfast {arguments[0]}` ended with {command.returncode}: {last}")
 
 
 #: Jobs that one call makes, where it is more than one.

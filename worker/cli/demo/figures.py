@@ -36,6 +36,9 @@ class Evidence:
     requests: Mapping[str, int] = field(default_factory=dict)
     #: Jobs enqueued in transactions that rolled back.
     rolled_back: Set[str] = frozenset()
+    #: Jobs whose ends were to be told to the counting server, and how often it was told of each.
+    callbacks: Set[str] = frozenset()
+    told: Mapping[str, int] = field(default_factory=dict)
     #: Attempts that died with their worker, and foreign messages that Redis lost before they were adopted.
     died: int = 0
     sent_again: int = 0
@@ -71,6 +74,10 @@ class Figures:
     #: Requests at the counting server, and those of them that repeat another: an HTTP call is made at least once.
     requests: int
     requests_repeated: int
+    #: Jobs whose ends were to be told, those of them of which nothing was heard, and the callbacks that repeat another.
+    callbacks: int
+    callbacks_missing: int
+    callbacks_repeated: int
     #: Jobs that no caller got accepted.
     refused: int
     #: Attempts that died with their worker, so that their jobs ran again.
@@ -82,7 +89,8 @@ class Figures:
     @property
     def passed(self) -> bool:
         """Whether every promise was kept."""
-        return not (self.refused or self.total.lost or self.total.duplicates or self.rolled_back_ran)
+        broken = self.refused or self.total.lost or self.total.duplicates or self.rolled_back_ran or self.callbacks_missing
+        return not broken
 
     def as_dict(self) -> dict[str, Any]:
         """Return the account for programs."""
@@ -92,6 +100,9 @@ class Figures:
             "refused": self.refused,
             "rolled_back": {"enqueued": self.rolled_back, "ran": self.rolled_back_ran},
             "http": {"requests": self.requests, "repeated": self.requests_repeated},
+            "callbacks": {
+                "expected": self.callbacks, "missing": self.callbacks_missing, "repeated": self.callbacks_repeated,
+            },
             "attempts_died": self.died, "foreign_sent_again": self.sent_again,
             "entrances": {entrance.name.lower(): asdict(count) for entrance, count in self.entrances.items()},
         }
@@ -123,7 +134,10 @@ def count(evidence: Evidence, *, final: bool = False) -> Figures:
     refused = evidence.planned - (total.accepted - counts[Entrance.SCHEDULE].accepted)
     return Figures(
         total, counts, rolled_back=len(evidence.rolled_back), rolled_back_ran=ran, requests=requests,
-        requests_repeated=requests - len(evidence.requests), refused=refused, died=evidence.died, sent_again=evidence.sent_again,
+        requests_repeated=requests - len(evidence.requests), callbacks=len(evidence.callbacks),
+        callbacks_missing=len(evidence.callbacks - evidence.told.keys()),
+        callbacks_repeated=sum(evidence.told.values()) - len(evidence.told),
+        refused=refused, died=evidence.died, sent_again=evidence.sent_again,
         lost_ids=sorted(lost)[:_NAMED],
     )  # fmt: skip
 
@@ -149,6 +163,7 @@ def verdict(figures: Figures, *, redis_losses: int, workers_killed: int, seconds
         f"{total.accepted:,} jobs accepted", f"{total.done:,} done", f"{total.lost:,} lost",
         f"{total.duplicates:,} duplicate effect{'' if total.duplicates == 1 else 's'}",
         *([f"{figures.refused:,} never accepted"] if figures.refused else []),
+        *([f"{figures.callbacks_missing:,} of {figures.callbacks:,} callbacks missing"] if figures.callbacks_missing else []),
         *([f"{figures.rolled_back_ran:,} of {figures.rolled_back:,} rolled back ran"] if figures.rolled_back_ran else []),
     ]  # fmt: skip
     times = f"{redis_losses} time{'' if redis_losses == 1 else 's'}"

@@ -30,6 +30,10 @@ class Entrance(StrEnum):
     CHORD = "a chord of 50"
     FOREIGN = "foreign Celery client"
     FLOWER = "Flower REST"
+    GATEWAY = "HTTP gateway"
+    SQL = "SQL function"
+    STREAM = "Redis stream"
+    IMPORT = "holdfast import"
     COMMAND = "holdfast run"
     SCHEDULE = "a schedule, every 1 s"
 
@@ -91,6 +95,10 @@ def _shares(jobs: int) -> dict[Entrance, int]:
         Entrance.CHORD: PARTS + 1,
         Entrance.FOREIGN: jobs // 20,
         Entrance.FLOWER: jobs // 100,
+        Entrance.GATEWAY: jobs // 40,
+        Entrance.SQL: jobs // 40,
+        Entrance.STREAM: jobs // 40,
+        Entrance.IMPORT: jobs // 40,
         # Each is a process that imports Celery: a few show that it works, many would only heat the machine.
         Entrance.COMMAND: max(1, min(3, jobs // 200)),
     }

@@ -26,6 +26,11 @@ _TAKE_EFFECT = text("INSERT INTO demo_effects (job_id, entrance) VALUES (:job_id
 _EFFECTS = "SELECT job_id, count(*) FROM demo_effects GROUP BY job_id"
 _STATES = "SELECT id, state FROM jobs UNION ALL SELECT id, state FROM job_history"
 _KNOWN = "SELECT id FROM jobs WHERE id = ANY(%(ids)s) UNION SELECT id FROM job_history WHERE id = ANY(%(ids)s)"
+_BY_KEY = """
+SELECT idempotency_key, id FROM jobs WHERE caller = %(caller)s AND idempotency_key = ANY(%(keys)s)
+UNION ALL SELECT idempotency_key, id FROM job_history WHERE caller = %(caller)s AND idempotency_key = ANY(%(keys)s)
+"""
+_ENQUEUE = "SELECT holdfast.enqueue('demo.effect', jsonb_build_array(%s::text, %s::float8))"
 _DIED = "SELECT count(*) FROM attempts WHERE outcome = 'crashed'"
 _NODE = """
 SELECT id, pid FROM worker_nodes WHERE name LIKE %s AND left_at IS NULL ORDER BY started_at DESC LIMIT 1
@@ -91,6 +96,18 @@ def try_stop_ticking(conn: psycopg.Connection[Any]) -> bool:
 def known(conn: psycopg.Connection[Any], ids: Sequence[str]) -> set[str]:
     """Return those of the ids that have a row."""
     return {row[0] for row in conn.execute(_KNOWN, {"ids": list(ids)}).fetchall()}
+
+
+def by_key(conn: psycopg.Connection[Any], caller: str, keys: Sequence[str]) -> dict[str, str]:
+    """Return the ids of a caller's jobs by their idempotency keys; those that have no row are left out."""
+    return dict(conn.execute(_BY_KEY, {"caller": caller, "keys": list(keys)}).fetchall())
+
+
+def enqueue(conn: psycopg.Connection[Any], entrance: str, work_ms: float) -> str:
+    """Enqueue a job by SQL alone and return its id."""
+    row = conn.execute(_ENQUEUE, (entrance, work_ms)).fetchone()
+    assert row is not None
+    return str(row[0])
 
 
 def workers(conn: psycopg.Connection[Any]) -> int:

@@ -117,6 +117,7 @@ def remarks(figures: Figures) -> list[str]:
     """Return what the table has no column for."""
     return [
         f"rolled back by their caller: {figures.rolled_back:,}, of these ran: {figures.rolled_back_ran:,}",
+        f"callbacks: {figures.callbacks:,}, missing: {figures.callbacks_missing:,}, repeated: {figures.callbacks_repeated:,}",
         f"HTTP requests: {figures.requests:,}, repeated: {figures.requests_repeated:,} (an HTTP call is made at least once)",
         f"attempts that died with their worker, their jobs run again: {figures.died:,}",
         f"foreign messages lost with Redis before they were adopted, sent again by their client: {figures.sent_again:,}",

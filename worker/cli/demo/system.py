@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import secrets
 import shutil
@@ -26,7 +27,7 @@ from worker.cli.supervisor import die_with_parent
 from worker.db import statement, upgrade
 from worker.embedded import Stack, ensure
 from worker.errors import HoldfastError
-from worker.ledger import history
+from worker.ledger import callers, history
 from worker.settings import settings
 
 #: What the demo sets to less than usual, so that nobody has to wait for it to notice a death.
@@ -49,12 +50,17 @@ class System:
         #: Whether the folder stays, for somebody to look into.
         self.keep = False
         self._programs: list[subprocess.Popen[bytes]] = []
-        self._port = _free_port()
+        self._port, self._gateway_port = _free_port(), _free_port()
+        self.gateway_key = ""
         self._flower_auth = f"demo:{secrets.token_hex(8)}"
 
     @property
     def flower_url(self) -> str:
         return f"http://{self._flower_auth}@127.0.0.1:{self._port}"
+
+    @property
+    def gateway_url(self) -> str:
+        return f"http://127.0.0.1:{self._gateway_port}"
 
     def __enter__(self) -> Self:
         try:
@@ -66,6 +72,7 @@ class System:
             with statement() as conn:
                 history.keep_up(conn)
                 record.create(conn)
+                self.gateway_key = callers.add(conn, "demo", scopes=("enqueue", "read"))
             self._interrupts.check()
             self._start()
         except BaseException:
@@ -82,13 +89,15 @@ class System:
             "HOLDFAST_HOME": str(self.folder), "HOLDFAST_INCLUDE": "worker.cli.demo.tasks",
             "HOLDFAST_HTTP_ALLOW_PRIVATE": "true",  # the counting server is on loopback
             "HOLDFAST_FLOWER_AUTH": self._flower_auth,
+            "HOLDFAST_WEBHOOK_SECRETS": "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode(),
             "TMPDIR": str(self.folder),  # a worker that is killed leaves temporary files behind
             **{f"HOLDFAST_{name.upper()}": str(value) for name, value in SHORTENED.items()},
         }  # fmt: skip
 
     def _start(self) -> None:
         # Flower apart: with it, `up` lets the workers send events, which nobody looks at here and which cost a fifth of the time.
-        self._run("up", "--no-flower", "--processes", str(WORKERS), "--loglevel", "WARNING")
+        self._run("up", "--no-flower", "--gateway-port", str(self._gateway_port), "--processes", str(WORKERS),
+                  "--loglevel", "WARNING")  # fmt: skip
         self._run("flower", "--address", "127.0.0.1", "--port", str(self._port))
 
     def _run(self, *command: str) -> None:
@@ -104,7 +113,7 @@ class System:
         return self.folder / "programs.log"
 
     def await_ready(self) -> None:
-        """Wait until the workers have registered and Flower answers. Raises `HoldfastError`."""
+        """Wait until the workers have registered, and gateway and Flower answer. Raises `HoldfastError`."""
         deadline = time.monotonic() + _READY_S
         while not self._is_ready():
             self._interrupts.check()
@@ -117,7 +126,9 @@ class System:
             if record.workers(conn) < WORKERS:
                 return False
         try:
-            return httpx.get(f"{self.flower_url}/healthcheck", timeout=2.0, trust_env=False).is_success
+            looked = (httpx.get(url, timeout=2.0, trust_env=False)
+                      for url in (f"{self.flower_url}/healthcheck", f"{self.gateway_url}/readyz"))  # fmt: skip
+            return all(answer.is_success for answer in looked)
         except httpx.TransportError:
             return False
 
