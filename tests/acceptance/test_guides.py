@@ -15,7 +15,7 @@ from typing import NamedTuple
 import pytest
 
 from tests.acceptance.conftest import House
-from tests.harness import ROOT, Gateway, Program, eventually, free_port
+from tests.harness import ROOT, Gateway, Program, eventually, free_port, programs_path
 from worker.db import statement
 from worker.ledger import callers
 
@@ -60,7 +60,7 @@ def served(house: House) -> Served:
 @pytest.fixture
 def shell(served: Served, tmp_path: Path) -> Callable[[str], str]:
     """Run commands as a person would who copies them, in a folder of their own, stopping at the first that fails."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    path = programs_path()
     programs = tmp_path / ".programs"
     programs.mkdir()
     if shutil.which("redis-cli", path=path) is None:

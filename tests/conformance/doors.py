@@ -18,7 +18,7 @@ from uuid import uuid4
 import httpx
 
 from tests.acceptance.conftest import House
-from tests.harness import ROOT, eventually
+from tests.harness import ROOT, eventually, programs_path
 from worker import errors
 from worker.client import Client
 
@@ -347,8 +347,8 @@ DOORS = {kind.name: kind for kind in (Http, Python, Sql, Stream, Command, PlainC
 
 
 def run(*command: str, env: Mapping[str, str] | None = None, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    """Run a program of the PATH, which begins with those beside this Python, and return how it ended."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    """Run a program of `programs_path`, and return how it ended."""
+    path = programs_path()
     found = shutil.which(command[0], path=path)
     assert found, f"this suite needs {command[0]}"
     return subprocess.run([found, *command[1:]], cwd=cwd, env={**os.environ, "PATH": path, **(env or {})}, text=True,
