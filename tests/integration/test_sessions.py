@@ -163,8 +163,10 @@ def test_no_write_rotation_or_login_brings_a_session_back_that_is_logged_out(ses
             barrier.wait()
 
     def logouts() -> None:
-        for session, _way in races:
+        for number, (session, way) in enumerate(races):
             barrier.wait()
+            if number % 2 and way in ("rotate", "login"):
+                time.sleep(0.001)  # a scheduler may let the same thread go first each time: half of the successors come first
             sessions.end(session.id)
             barrier.wait()
             alive.extend(one for one in (session.id, successors.get(session.id, "")) if sessions.read(one) is not None)
