@@ -55,7 +55,7 @@ class Door:
         self.server.should_exit = True
         for client in self._clients:
             client.close()
-        self._thread.join(30)
+        self._thread.join(15)
         assert not self._thread.is_alive(), "the gateway goes on"
 
 
