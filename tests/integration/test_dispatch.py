@@ -269,6 +269,21 @@ def test_lost_message_is_noticed_and_its_job_sent_again(db: Conn, bench: Bench, 
     assert db.execute("SELECT count(*), max(attempt) FROM job_history").fetchone() == (2, 1)
 
 
+def test_lost_message_leaves_no_lock_that_keeps_its_job_waiting(db: Conn, bench: Bench, relay: Relay, redis: Redis) -> None:
+    """A worker killed between taking a message with its lock and claiming the job."""
+    lost = add.delay(1, 1)
+    assert bench.take()
+    redis.set(keys.job_lock(lost.id), "dead", px=60_000)
+    age(db)
+    waiting = add.delay(2, 2)
+    redis.set(keys.job_lock(waiting.id), "another", px=60_000)
+    relay.audit()
+    assert redis.exists(keys.job_lock(waiting.id)), "its message is there still"
+    relay.send_due()
+    bench.work()
+    assert state(db, lost.id) == "succeeded"
+
+
 def test_lost_message_is_noticed_while_younger_ones_wait(db: Conn, bench: Bench, relay: Relay) -> None:
     lost = add.delay(1, 1)
     bench.take()

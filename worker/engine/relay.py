@@ -255,8 +255,9 @@ class Relay:
             if tail is not None and oldest is None:
                 continue  # Something foreign is last; once it is adopted, the next round sees further.
             priorities = [p for p in range(10) if keys.bucket(p) == step]
-            with statement() as conn:
+            with statement() as conn, conn.transaction():
                 lost = dispatch.lost(conn, queue, priorities, after_s, oldest)
+                _unlock(lost)
             if lost:
                 self._count("lost and sent again", len(lost))
                 logger.info("messages were taken but not claimed; their jobs are sent again", queue=queue, jobs=len(lost))
@@ -343,3 +344,10 @@ class Relay:
         routed = self.app.amqp.router.route({}, task)
         queue = routed.get("queue")
         return str(queue.name) if queue is not None else self.app.conf.task_default_queue
+
+
+def _unlock(job_ids: list[str]) -> None:
+    """Remove the locks of jobs that nobody claimed: who took their message and died may have left one, for most of a lease."""
+    if job_ids:
+        with coordination().use() as client:
+            client.unlink(*map(keys.job_lock, job_ids))

@@ -9,6 +9,7 @@ from uuid import uuid4
 
 import redis
 from celery import current_app
+from kombu.asynchronous import Hub, get_event_loop
 from kombu.connection import Connection
 from kombu.transport import redis as stock
 from kombu.utils.encoding import bytes_to_str
@@ -30,6 +31,9 @@ _NO_SCRIPT_S = 10.0
 
 _pop = script("queue_pop")
 
+#: Seconds for which a message waits in hand for a child of this worker; another worker may be free.
+_IN_HAND_S = 0.05
+
 #: Seconds between two looks for a Redis that is away: jobs wait in Postgres for its return.
 _LOOK_S = 1
 
@@ -48,6 +52,7 @@ class _Hardened:
     _brpop_sent_at: Any
     active_queues: Any
     _closing: bool
+    qos: Any
 
     #: Whether the last look brought a message, so that the next may be there: then it is taken with the lock of its job.
     _more = False
@@ -55,6 +60,8 @@ class _Hardened:
     _asked: tuple[str, float] | None = None
     #: Until when scripts are not tried again that the server refused.
     _no_script_until = 0.0
+    #: What is to look after a message in hand.
+    _in_hand: Any = None
 
     def _brpop_start(self, timeout: float | None = None) -> None:
         """Ask for the next message: while there are more, for one and its lock at once, which spares a child a round trip."""
@@ -73,48 +80,84 @@ class _Hardened:
 
     def _brpop_read(self, **options: Any) -> bool:
         try:
-            try:
-                popped = self.client.parse_response(self.client.connection, "EVALSHA" if self._asked else "BRPOP", **options)
-            except self.connection_errors:
-                self.client.connection.disconnect()
-                raise
-            except redis.exceptions.ResponseError as exc:
-                if self._asked is None:
-                    raise
-                self._go_without(exc)
-                raise Empty from exc
-            self._more = bool(popped)
-            if not popped:
-                raise Empty
-            key, item, *locked = popped
+            key, item, locked = self._popped(**options)
             queue = bytes_to_str(key).rsplit(self.sep, 1)[0]
             self._queue_cycle.rotate(queue)
             payload = _decoded(item)
             if self._closing:
-                self._put_back(key, item, payload, bool(locked and locked[0]))
+                self._put_back(key, item, payload, locked)
             elif payload is None:
                 self._hand_over(item, queue)
             else:
-                self._note_lock(payload, bool(locked and locked[0]))
+                self._note_lock(payload, locked)
                 self._deliver(payload, queue)
-            return True
         finally:
             self._in_poll = None
             self._flush_brpop_reauth()
+        self._ask_ahead()
+        return True
+
+    def _popped(self, **options: Any) -> tuple[bytes, bytes, bool]:
+        """Return the list, the message, and whether its job's lock came with it. Raises `Empty`."""
+        try:
+            popped = self.client.parse_response(self.client.connection, "EVALSHA" if self._asked else "BRPOP", **options)
+        except self.connection_errors:
+            self.client.connection.disconnect()
+            raise
+        except redis.exceptions.ResponseError as exc:
+            if self._asked is None:
+                raise
+            self._go_without(exc)
+            raise Empty from exc
+        self._more = bool(popped)
+        if not popped:
+            raise Empty
+        key, item, *locked = popped
+        return key, item, bool(locked and locked[0])
+
+    # ---- a message in hand
+
+    def _ask_ahead(self) -> None:
+        """While all children are busy and there are more messages, have the next one come: who is free need not wait for Redis.
+
+        kombu leaves the answer in the socket until a child is free.
+        """
+        loop = get_event_loop()
+        if loop is None or not self._more or self._closing or self.qos.can_consume() or time.monotonic() < self._no_script_until:
+            return
+        self._brpop_start()
+        if self._in_hand is None:
+            self._in_hand = loop.call_later(_IN_HAND_S, self._look_after, loop)
+
+    def _look_after(self, loop: Hub) -> None:
+        """Put a message back that no child was free for in time: another worker may have one that is."""
+        self._in_hand = None
+        if self._asked is None or not self._in_poll or self._closing or self.qos.can_consume():
+            return
+        if time.monotonic() - self._asked[1] < _IN_HAND_S or not self.client.connection.can_read(0):
+            self._in_hand = loop.call_later(_IN_HAND_S, self._look_after, loop)
+            return
+        try:
+            key, item, locked = self._popped()
+            self._put_back(key, item, _decoded(item), locked)
+        except Empty:
+            pass
+        finally:
+            self._in_poll = None
 
     def _put_back(self, key: bytes, item: bytes, payload: dict[str, Any] | None, locked: bool) -> None:
-        """Give back what came as the worker closes, to the place it had, and its lock: nobody takes it here.
+        """Give back what nobody takes here to the place it had, after its lock: who takes it next shall find that free.
 
         When Redis goes away with it, the audit sends the job again.
         """
+        if locked and self._asked and payload is not None:
+            locks.release(keys.job_lock(payload["headers"]["id"]), self._asked[0])
         try:
             with self.conn_or_acquire() as client:
                 client.rpush(key, item)
         except self.connection_errors as exc:
             OUTAGES.labels("transport", "message sent again").inc()
             logger.warning("a message could not be given back", error=str(exc))
-        if locked and self._asked and payload is not None:
-            locks.release(keys.job_lock(payload["headers"]["id"]), self._asked[0])
 
     def _note_lock(self, payload: dict[str, Any], locked: bool) -> None:
         """Hand on the token of the lock that was taken with a message; one that the message brings along is not believed."""
