@@ -26,6 +26,9 @@ from worker.store import limits
 PLENTY = 10_000_000
 KEY = "api.example.com"
 
+#: Seconds for which one system is timed before it is another's turn.
+_SLICE_S = 0.05
+
 #: A system under test: it charges one on a key and tells whether it was admitted.
 Take = Callable[[], object]
 
@@ -104,11 +107,8 @@ def budget() -> Take:
     return call
 
 
-def rate_of(make: Callable[[], Take], seconds: float) -> float:
-    """Return how often a second it decides, on one client, after a first breath."""
-    take = make()
-    for _ in range(50):
-        take()
+def rate_of(take: Take, seconds: float) -> float:
+    """Return how often a second it decides, on one client."""
     done, start = 0, time.perf_counter()
     while time.perf_counter() - start < seconds:
         for _ in range(20):
@@ -117,22 +117,28 @@ def rate_of(make: Callable[[], Take], seconds: float) -> float:
     return done / (time.perf_counter() - start)
 
 
-def speed(report: support.Report, here: support.Servers, *, rounds: int, seconds: float) -> None:
-    """Time every system beside a bare INCR by redis-py, and by the client that Holdfast's decisions go through."""
-    made: dict[str, Callable[[], Take]] = {
-        "INCR, redis-py": lambda: partial(redis().incr, "bare"),
-        "INCR, Holdfast's client": lambda: partial(limits().ask, [("INCR", "bare")]),
-        **{name: partial(make, PLENTY) for name, make in SYSTEMS.items() if name != "limits moving"},
+def speed(report: support.Report, here: support.Servers, *, turns: int) -> None:
+    """Time every system beside a bare INCR by redis-py, and by the client that Holdfast's decisions go through.
+
+    In slices of a twentieth of a second, so that what slows the machine down for a moment slows all of them down.
+    """
+    here.flush()
+    takes: dict[str, Take] = {
+        "INCR, redis-py": partial(redis().incr, "bare"),
+        "INCR, Holdfast's client": partial(limits().ask, [("INCR", "bare")]),
+        **{name: make(PLENTY) for name, make in SYSTEMS.items() if name != "limits moving"},
         # These keep a member a hit: with as many as the others admit they would only be timed at growing.
-        "limits moving": partial(SYSTEMS["limits moving"], 1000), "pyrate-limiter": partial(SYSTEMS["pyrate-limiter"], 1000),
-        "holdfast, three at once": several, "holdfast budget, reserve and settle": budget,
+        "limits moving": SYSTEMS["limits moving"](1000), "pyrate-limiter": SYSTEMS["pyrate-limiter"](1000),
+        "holdfast, three at once": several(), "holdfast budget, reserve and settle": budget(),
     }  # fmt: skip
-
-    def measure(name: str) -> dict[str, float]:
-        here.flush()
-        return {"rate": rate_of(made[name], seconds)}
-
-    found = {name: figures["rate"] for name, figures in support.rounds(rounds, list(made), measure).items()}
+    found: dict[str, list[float]] = {name: [] for name in takes}
+    for turn in range(-1, turns):
+        if turn % 20 == 0:
+            support.console.print(f"[dim]speed: slice {turn + 1} of {turns}[/]")
+        for name in sorted(takes, key=lambda name: hash((name, turn))):
+            rate = rate_of(takes[name], _SLICE_S)
+            if turn >= 0:  # one before, to warm up
+                found[name].append(rate)
     bare, lean = found["INCR, redis-py"], found["INCR, Holdfast's client"]
     rows = []
     for name, rates in sorted(found.items(), key=lambda item: -support.ratio(item[1], bare)):
@@ -218,7 +224,7 @@ def main() -> None:
     report = support.Report(as_json=args.json)
     with support.servers() as here:
         os.environ["HOLDFAST_LIMITS_TIMEOUT_MS"] = "1000"  # what is measured are decisions, not the policy for slow machines
-        speed(report, here, rounds=3 if args.quick else 7, seconds=0.3 if args.quick else 1.0)
+        speed(report, here, turns=30 if args.quick else 120)
         memory(report, here)
         race(report, here, seconds=2.5 if args.quick else 6)
     report.print()

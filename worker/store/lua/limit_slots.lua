@@ -4,31 +4,35 @@
 -- slots_take  charges it, to the holder ARGV[2], for a lease of `period`
 -- returns  whether it fits, what is left, the microseconds until a lease ends and until all have, and what to hand to slots_take
 local function slots_look(key, now, cost, limit)
-  redis.call('ZREMRANGEBYSCORE', key, '-inf', now)
   local member = cost .. ':' .. ARGV[2]
-  local used = 0
-  local held = false
-  for _, other in ipairs(redis.call('ZRANGE', key, 0, -1)) do
-    if other == member then
-      held = true
+  local used, first, last = 0, 0, 0
+  local held, ended = false, false
+  local found = redis.call('ZRANGE', key, 0, -1, 'WITHSCORES')
+  for i = 1, #found, 2 do
+    local left = found[i + 1] - now
+    if left <= 0 then
+      ended = true
     else
-      used = used + tonumber(string.match(other, '^%d+'))
+      first, last = first > 0 and first or left, left
+      if found[i] == member then
+        held = true
+      else
+        used = used + tonumber(string.match(found[i], '^%d+'))
+      end
     end
   end
-  local fits = used + cost <= limit
-  local first, last = 0, 0
-  if used > 0 then
-    last = redis.call('ZRANGE', key, -1, -1, 'WITHSCORES')[2] - now
-    first = redis.call('ZRANGE', key, 0, 0, 'WITHSCORES')[2] - now
+  if ended then
+    redis.call('ZREMRANGEBYSCORE', key, '-inf', now)
   end
-  return fits or held, limit - used - (held and cost or 0), (fits or held) and 0 or first, last, used
+  local fits = held or used + cost <= limit
+  local reset = used > 0 and last or 0
+  return fits, limit - used - (held and cost or 0), fits and 0 or first, reset, {used, last}
 end
 
-local function slots_take(key, now, cost, limit, period, burst, used)
+local function slots_take(key, now, cost, limit, period, burst, state)
+  local used, last = unpack(state)
   redis.call('ZADD', key, string.format('%.0f', now + period), cost .. ':' .. ARGV[2])
-  if redis.call('PTTL', key) * 1000 < period then
-    redis.call('PEXPIRE', key, period / 1000)
-  end
+  redis.call('PEXPIRE', key, math.ceil(math.max(period, last) / 1000))
   return limit - used - cost, period
 end
 
