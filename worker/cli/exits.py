@@ -16,16 +16,19 @@ class ExitCode(IntEnum):
     POSTGRES_AWAY = 3
     REDIS_AWAY = 4
     NOT_FOUND = 5
+    CRITICAL = 6
     INTERRUPTED = 130
 
 
 MEANINGS = {
     ExitCode.OK: "it was done",
-    ExitCode.NO: "the answer is no, or it failed: a job did not succeed, a job refused, a schema to migrate",
+    ExitCode.NO: "the answer is no, or it failed: a job did not succeed, a job refused, a schema to migrate, a warning of the "
+    "doctor",
     ExitCode.USAGE: "bad input or settings; nothing was done",
     ExitCode.POSTGRES_AWAY: "Postgres did not answer",
     ExitCode.REDIS_AWAY: "Redis did not answer",
     ExitCode.NOT_FOUND: "no such job, schedule, limit policy, flag, caller or dead letter",
+    ExitCode.CRITICAL: "the doctor found something by which jobs are lost, run twice or do not run, or strangers get in",
     ExitCode.INTERRUPTED: "interrupted with Ctrl-C",
 }
 

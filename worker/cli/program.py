@@ -26,6 +26,7 @@ from worker.cli import (
     workers,
 )  # fmt: skip
 from worker.cli.beat import beat
+from worker.cli.doctor import doctor
 from worker.cli.exits import ExitCode, code_of, epilog
 from worker.cli.flower import flower
 from worker.cli.gateway import gateway
@@ -76,6 +77,7 @@ app.command("import", rich_help_panel=_LOOK)(import_)
 app.command(rich_help_panel=_LOOK)(stats)
 app.command(rich_help_panel=_LOOK)(usage)
 app.command(rich_help_panel=_LOOK)(top)
+app.command(rich_help_panel=_LOOK)(doctor)
 for _name, _group in (
     ("jobs", jobs), ("queues", queues), ("workers", workers), ("schedules", schedules), ("cache", cache),
     ("limits", limits), ("locks", locks), ("flags", flags), ("callers", callers), ("streams", streams), ("events", events),

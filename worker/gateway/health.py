@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.responses import Response
 
 from worker.gateway import shapes
+from worker.gateway.auth import authenticate
 from worker.gateway.parameters import Reader, json_response
 from worker.gateway.problems import Problem
 from worker.gateway.state import gateway_of
 
 router = APIRouter()
+
+Deep = Annotated[bool, Query(description="Whether to tell what `holdfast doctor` finds; takes a key with the scope admin.")]
 
 _ALIVE = b'{"status":"alive"}'
 
@@ -23,13 +28,20 @@ async def healthz() -> Response:
 
 
 @router.get("/readyz", operation_id="isReady", summary="Ask whether it can accept", response_model=shapes.Readiness)
-async def readyz(request: Request) -> Response:
-    """Tell whether jobs can be accepted: for that Postgres must be there and migrated, but not Redis, of which it only tells."""
+async def readyz(request: Request, deep: Deep = False) -> Response:
+    """Tell whether jobs can be accepted: for that Postgres must be there and migrated, but not Redis, of which it only tells.
+
+    Asked `deep`, which takes a key with the scope admin, it also tells what `holdfast doctor` finds; that does not change the
+    status, for a gateway that can accept shall go on to.
+    """
+    if deep:  # What is weak is not for everybody to read, nor are seconds of work for everybody to ask for.
+        await authenticate(request, "admin")
     found = await gateway_of(request).probe.look()
     if found["postgres"] != "ready":
         raise Problem(503, f"Postgres is {found['postgres']}; Redis is {found['redis']}.", code="not_ready",
                       headers={"Retry-After": "1"})  # fmt: skip
-    return json_response({"status": "ready", **found})
+    doctor = await gateway_of(request).doctor.look() if deep else {}
+    return json_response({"status": "ready", **found, **doctor})
 
 
 @router.get(

@@ -117,10 +117,10 @@ def _complete(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def _complete_operation(path: str, operation: dict[str, Any]) -> None:
-    keyed = path.startswith("/v1/") or path == "/metrics"
+    keyed, asked_deep = path.startswith("/v1/") or path == "/metrics", path == "/readyz"
     errors = dict(_ANY)
-    if keyed:
-        operation["security"] = [{"key": []}]
+    if keyed or asked_deep:
+        operation["security"] = [{"key": []}] if keyed else [{}, {"key": []}]
         errors |= _KEYED
     if "requestBody" in operation:
         errors |= _BODIED
@@ -128,9 +128,9 @@ def _complete_operation(path: str, operation: dict[str, Any]) -> None:
         errors |= _OF_A_JOB
     if operation["operationId"] in _CONFLICTS:
         errors[409] = _CONFLICTS[operation["operationId"]]
-    if path == "/readyz":
+    if asked_deep:
         errors[503] = "Postgres is away or not migrated."
-    if not keyed:
+    if 422 not in errors:
         operation["responses"].pop("422", None)
     content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemDetails"}}}
     for status, text in sorted(errors.items()):

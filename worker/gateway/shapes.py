@@ -164,9 +164,25 @@ class Health(_Shape):
     status: str
 
 
+class Finding(_Shape):
+    """Something that is wrong: what was found, why it matters, how to mend it, and whether `holdfast doctor --fix` does."""
+
+    check: str
+    severity: str
+    found: str
+    why: str
+    mend: str
+    fixable: bool
+
+
 class Readiness(_Shape):
-    """Whether jobs can be accepted, which takes Postgres; Redis is told of."""
+    """Whether jobs can be accepted, which takes Postgres; Redis is told of. The rest is told when asked for."""
 
     status: str
     postgres: str
     redis: str
+    #: How bad the worst finding is: notice, warning or critical.
+    worst: str | None = None
+    findings: list[Finding] | None = None
+    #: The checks that could not be made, and why.
+    skipped: dict[str, str] | None = None

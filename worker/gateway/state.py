@@ -12,6 +12,7 @@ from starlette.requests import Request
 from worker.engine.application import Holdfast
 from worker.gateway import auth
 from worker.gateway.accepting import GroupCommit
+from worker.gateway.deep import Doctor
 from worker.gateway.documents import Documents
 from worker.gateway.probe import Probe
 from worker.gateway.watching import Watch
@@ -27,6 +28,7 @@ class Gateway:
         self.watch = Watch(celery.backend.mget)
         self.documents = Documents(celery.backend.mget)
         self.probe = Probe()
+        self.doctor = Doctor(celery)
         #: Batches take seconds: in threads of their own, so that those who look at jobs need not wait for them.
         self.batches = ThreadPoolExecutor(2, thread_name_prefix="holdfast-batch")
         #: The idempotency keys of requests that are not answered yet, with their callers.

@@ -96,11 +96,16 @@ def look(conn: psycopg.Connection[Any], *, after_s: float) -> dict[str, Any]:
         "unsent_queues": [name for name in _column(conn, _UNSENT, after_s=after_s) if not flags.is_queue_off(name)],
         "unserved_queues": _column(conn, _UNSERVED, after_s=after_s),
         "stuck_chords": None,
-        "days_ahead": _one(conn, _DAYS_AHEAD),
+        "days_ahead": days_ahead(conn),
     }
     if sum(states.values()) <= _SEARCHABLE:
         report["stuck_chords"] = _column(conn, _STUCK, after_s=_CHORD_S, named=_NAMED)
     return {**report, "findings": findings(report)}
+
+
+def days_ahead(conn: psycopg.Connection[Any]) -> int:
+    """Return how many of the seven days from tomorrow on have a partition of history."""
+    return int(_one(conn, _DAYS_AHEAD))
 
 
 def findings(report: dict[str, Any]) -> list[str]:

@@ -22,6 +22,11 @@ class KeyKind:
     #: What the feature does when Redis is away.
     policy: str
 
+    @property
+    def ends(self) -> bool:
+        """Tell whether such a key has a time to live: all do but what is bounded otherwise."""
+        return not self.life.startswith(("none", "until consumed"))
+
 
 KINDS = (
     KeyKind("<queue>", "coordination", "list", "until consumed; emptied by workers, bounded by the window",
