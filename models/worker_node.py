@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 
-from sqlalchemy import Index, Integer, Text, text
+from sqlalchemy import Double, Index, Integer, Text, text
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -23,6 +23,8 @@ class WorkerNode(Base):
     queues: Mapped[list[str]] = mapped_column(ARRAY(Text))
     started_at: Mapped[CreatedAt]
     beat_at: Mapped[CreatedAt]
+    #: Seconds by which the clock of its host was ahead of that of Postgres at its last sign of life, but for the way there.
+    ahead_s: Mapped[float | None] = mapped_column(Double)
     #: When it said good-bye or was declared dead.
     left_at: Mapped[Moment | None]
 

@@ -11,6 +11,7 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import psycopg
 import pytest
@@ -29,7 +30,7 @@ from worker.db import statement
 from worker.doctor import CHECKS, Report, examine, keyspace, mend, postgres, servers, streams
 from worker.embedded import RedisServer, Stack
 from worker.engine.relay import Relay
-from worker.ledger import history
+from worker.ledger import history, nodes
 from worker.store import keys
 
 Conn = psycopg.Connection[Any]
@@ -460,6 +461,15 @@ def test_clocks_that_differ_are_found(db: Conn, monkeypatch: pytest.MonkeyPatch)
     lines = found("clocks.skew")
     assert len(lines) == 3
     assert all("ahead of" in line for line in lines)
+
+
+def test_the_clock_of_a_host_with_workers_that_is_off_is_found(db: Conn, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert found("clocks.skew") == []
+    now = clock.now
+    with monkeypatch.context() as patch, statement() as conn:
+        patch.setattr(clock, "now", lambda: now() + timedelta(seconds=7))
+        nodes.beat(conn, uuid4(), "w9", "far.example.com", 9, ["default"])
+    assert found("clocks.skew") == ["the clock of far.example.com, where workers run, is 7.0 s ahead of that of Postgres"]
 
 
 def test_the_clock_of_one_server_that_is_off_is_found_alone(stack: Stack, template: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The clocks of this machine and of the three servers."""
+"""The clocks of this machine, of the three servers and of the hosts of the workers."""
 
 from __future__ import annotations
 
@@ -24,6 +24,9 @@ def _skewed(site: Site) -> Iterator[str]:
             if abs(ahead_s) > _SKEW_S:
                 where = "ahead of" if ahead_s > 0 else "behind"
                 yield f"the clock of {name} is {abs(ahead_s):.1f} s {where} that of this machine"
+        for host, ahead_s in examine.skewed_hosts(conn, _SKEW_S):
+            where = "ahead of" if ahead_s > 0 else "behind"
+            yield f"the clock of {host}, where workers run, is {abs(ahead_s):.1f} s {where} that of Postgres"
 
 
 def ahead_of_ours_s(ask: Callable[[], float]) -> float:

@@ -52,6 +52,10 @@ SELECT name, extract(epoch FROM clock_timestamp() - next_tick)::float8 FROM sche
  WHERE enabled AND next_tick < clock_timestamp() - %(late_s)s * interval '1 second' ORDER BY next_tick
 """
 
+_SKEWED = """
+SELECT DISTINCT ON (host) host, ahead_s FROM worker_nodes
+ WHERE left_at IS NULL AND abs(ahead_s) > %(most_s)s ORDER BY host, abs(ahead_s) DESC
+"""
 _SILENT = """
 SELECT name, extract(epoch FROM clock_timestamp() - beat_at)::float8 FROM worker_nodes
  WHERE left_at IS NULL AND beat_at < clock_timestamp() - %(silent_s)s * interval '1 second'
@@ -111,6 +115,11 @@ def stuck_schedules(conn: psycopg.Connection[Any], late_s: float) -> list[tuple[
 def silent_nodes(conn: psycopg.Connection[Any], silent_s: float) -> list[tuple[str, float]]:
     """Return name and seconds of each worker that has been silent for so long and that no relay has declared dead."""
     return conn.execute(_SILENT, {"silent_s": silent_s}).fetchall()
+
+
+def skewed_hosts(conn: psycopg.Connection[Any], most_s: float) -> list[tuple[str, float]]:
+    """Return each host with workers whose clock differs from that of Postgres by more than so many seconds, and by how many."""
+    return conn.execute(_SKEWED, {"most_s": most_s}).fetchall()
 
 
 def sent_elsewhere(conn: psycopg.Connection[Any], epoch: str) -> int:

@@ -8,13 +8,15 @@ from uuid import UUID
 
 import psycopg
 
+from worker import clock
 from worker.ledger import settle
 from worker.locks import release
 from worker.store import keys
 
 _BEAT = """
-INSERT INTO worker_nodes (id, name, host, pid, queues) VALUES (%(id)s, %(name)s, %(host)s, %(pid)s, %(queues)s)
-ON CONFLICT (id) DO UPDATE SET beat_at = clock_timestamp(), left_at = NULL
+INSERT INTO worker_nodes (id, name, host, pid, queues, ahead_s)
+VALUES (%(id)s, %(name)s, %(host)s, %(pid)s, %(queues)s, %(now)s - extract(epoch FROM clock_timestamp())::float8)
+ON CONFLICT (id) DO UPDATE SET beat_at = clock_timestamp(), left_at = NULL, ahead_s = excluded.ahead_s
 """
 _LEAVE = "UPDATE worker_nodes SET left_at = clock_timestamp() WHERE id = %s"
 _RUNNING = """
@@ -53,7 +55,8 @@ def connections_of(node_id: UUID) -> str:
 
 def beat(conn: psycopg.Connection[Any], node_id: UUID, name: str, host: str, pid: int, queues: list[str]) -> None:
     """Give a sign of life; a node that was declared dead is back."""
-    conn.execute(_BEAT, {"id": node_id, "name": name, "host": host, "pid": pid, "queues": queues})
+    now = clock.now().timestamp()
+    conn.execute(_BEAT, {"id": node_id, "name": name, "host": host, "pid": pid, "queues": queues, "now": now})
 
 
 def leave(conn: psycopg.Connection[Any], node_id: UUID) -> None:
