@@ -8,6 +8,7 @@ from base64 import b64decode
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -163,6 +164,8 @@ class Settings(BaseSettings):
     def _is_redis(cls, value: str) -> str:
         if value and not value.startswith(("redis://", "rediss://")):
             raise ValueError("must be a URL like redis://:password@host:6379/0, or rediss:// for TLS")
+        if any(name.startswith("retry") for name, _ in parse_qsl(urlsplit(value).query, keep_blank_values=True)):
+            raise ValueError("must not ask for retries: a command that is repeated blindly takes effect twice")
         return value
 
     @field_validator("redlock_urls")

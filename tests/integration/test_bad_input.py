@@ -285,7 +285,7 @@ WRONG = {
     "HOLDFAST_PRESENCE_BEAT_S": ("0", "greater than"),
     "DATABASE_URL": ("mysql://somewhere", "postgresql://"),
     "REDIS_URL": ("http://somewhere", "redis://"),
-    "CACHE_URL": ("somewhere", "redis://"),
+    "CACHE_URL": ("redis://somewhere/0?retry_on_timeout=yes", "must not ask for retries"),
     "HOLDFAST_INTAKE_KEEP_SIZE": ("-1", "greater than or equal to 0"),
     "HOLDFAST_INTAKE_RECLAIM_S": ("0", "greater than 0"),
     "HOLDFAST_EVENTS_KEEP_SIZE": ("0", "greater than or equal to 1"),
