@@ -3,9 +3,8 @@
     python -m benchmarks.sql_door [--quick] [--json]
 
 Throughput is that of `holdfast.enqueue_many`, one statement and one commit that syncs to disk; of
-`select count(holdfast.enqueue(…)) from generate_series(1, n)`, from one connection and from two at once; and of transactions of
-one job each from several connections. Latency is from the commit of one job until its body runs, in a system that does nothing
-else.
+`select count(holdfast.enqueue(…)) from generate_series(1, n)`; and of transactions of one job each from several connections.
+Latency is from the commit of one job until its body runs, in a system that does nothing else.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import LiteralString
 
 import psycopg
 
@@ -67,20 +65,18 @@ def _throughput(here: Servers, report: Report, jobs: int, rounds: int) -> None:
         together = _rate(conn, rounds, jobs, lambda: conn.execute(_SET, (_ADD[0], jobs)))
         plain = _rate(conn, rounds, jobs, lambda: conn.execute(_MANY, (*_ADD, jobs)))
         keyed = _rate(conn, rounds, jobs, lambda: conn.execute(_MANY_KEYED, (*_ADD, jobs)))
-        pair = _rate(conn, rounds, jobs, lambda: _at_once(here, _MANY, (*_ADD, jobs // 2), times=1, connections=2))
-        turns = jobs // 4 // _CONNECTIONS
-        single = _rate(conn, rounds, turns * _CONNECTIONS, lambda: _at_once(here, _ONE, _ADD, turns, _CONNECTIONS))
+        single = _rate(conn, rounds, jobs // 4, lambda: _singly(here, jobs // 4))
     single_name = f"commits of one, {_CONNECTIONS} connections"
     rows = [
-        ("enqueue_many, one statement", together), ("enqueue, one statement", plain), ("enqueue, two statements at once", pair),
+        ("enqueue_many, one statement", together), ("enqueue, one statement", plain),
         ("enqueue, one statement, each with a key", keyed), (single_name, single),
     ]  # fmt: skip
     report.table("Jobs accepted by SQL, durable", ["", "jobs/s"], [(what, round(rate)) for what, rate in rows])
-    names = ("sql_many_jobs_per_s", "sql_jobs_per_s", "sql_pair_jobs_per_s", "sql_keyed_jobs_per_s", "sql_single_jobs_per_s")
+    names = ("sql_many_jobs_per_s", "sql_jobs_per_s", "sql_keyed_jobs_per_s", "sql_single_jobs_per_s")
     for name, (_, rate) in zip(names, rows, strict=True):
         report.figure(name, rate, 0)
     report.target("SQL intake by enqueue_many, jobs/s", together, least=10_000)
-    report.target("SQL intake by enqueue, two connections, jobs/s", pair, least=10_000)
+    report.target("SQL intake by enqueue, jobs/s", plain, least=10_000)
 
 
 def _rate(conn: psycopg.Connection, rounds: int, jobs: int, work: Callable[[], object]) -> float:
@@ -94,13 +90,13 @@ def _rate(conn: psycopg.Connection, rounds: int, jobs: int, work: Callable[[], o
     return statistics.median(rates)
 
 
-def _at_once(here: Servers, query: LiteralString, values: tuple[object, ...], times: int, connections: int) -> None:
+def _singly(here: Servers, jobs: int) -> None:
     def work() -> None:
         with psycopg.connect(here.stack.postgres.url, autocommit=True) as conn:
-            for _ in range(times):
-                conn.execute(query, values)
+            for _ in range(jobs // _CONNECTIONS):
+                conn.execute(_ONE, _ADD)
 
-    threads = [threading.Thread(target=work) for _ in range(connections)]
+    threads = [threading.Thread(target=work) for _ in range(_CONNECTIONS)]
     for thread in threads:
         thread.start()
     for thread in threads:
