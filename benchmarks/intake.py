@@ -73,7 +73,7 @@ def _rate(url: str, jobs: int) -> float:
 
         first = eventually(count, 60, what="the first job", every=0.005)
         start = time.perf_counter()
-        eventually(lambda: count() >= jobs, 120, what=f"{jobs} jobs", every=0.02)
+        eventually(lambda: count() >= jobs, 120, what=f"{jobs} jobs", every=0.05)  # each look reads all rows
         rate = (jobs - first) / (time.perf_counter() - start)
     console.print(f"[dim]{rate:,.0f} jobs/s[/]")
     return rate

@@ -2,9 +2,9 @@
 
     python -m benchmarks.sql_door [--quick] [--json]
 
-Throughput is `select count(holdfast.enqueue(…)) from generate_series(1, n)`, one statement and one commit that syncs to disk, and
-in transactions of one job each from several connections. Latency is from the commit of one job until its body runs, in a system
-that does nothing else.
+Throughput is that of `holdfast.enqueue_many`, one statement and one commit that syncs to disk; of
+`select count(holdfast.enqueue(…)) from generate_series(1, n)`; and of transactions of one job each from several connections.
+Latency is from the commit of one job until its body runs, in a system that does nothing else.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ import psycopg
 from benchmarks.support import Report, Servers, eventually, options, percentile, servers
 from tests.harness import Relay, Worker
 
+_SET = """
+SELECT count(*) FROM holdfast.enqueue_many(%s, (SELECT array_agg(jsonb_build_array(n, 2)) FROM generate_series(1, %s) AS n))
+"""
 _MANY = "SELECT count(holdfast.enqueue(%s, %s::jsonb)) FROM generate_series(1, %s)"
 _MANY_KEYED = "SELECT count(holdfast.enqueue(%s, %s::jsonb, key => n::text)) FROM generate_series(1, %s) AS n"
 _ONE = "SELECT holdfast.enqueue(%s, %s::jsonb)"
@@ -59,15 +62,21 @@ def prepare() -> None:
 
 def _throughput(here: Servers, report: Report, jobs: int, rounds: int) -> None:
     with psycopg.connect(here.stack.postgres.url, autocommit=True) as conn:
+        together = _rate(conn, rounds, jobs, lambda: conn.execute(_SET, (_ADD[0], jobs)))
         plain = _rate(conn, rounds, jobs, lambda: conn.execute(_MANY, (*_ADD, jobs)))
         keyed = _rate(conn, rounds, jobs, lambda: conn.execute(_MANY_KEYED, (*_ADD, jobs)))
         single = _rate(conn, rounds, jobs // 4, lambda: _singly(here, jobs // 4))
     single_name = f"commits of one, {_CONNECTIONS} connections"
-    rows = [("one statement", plain), ("one statement, each with a key", keyed), (single_name, single)]
+    rows = [
+        ("enqueue_many, one statement", together), ("enqueue, one statement", plain),
+        ("enqueue, one statement, each with a key", keyed), (single_name, single),
+    ]  # fmt: skip
     report.table("Jobs accepted by SQL, durable", ["", "jobs/s"], [(what, round(rate)) for what, rate in rows])
-    for name, (_, rate) in zip(("sql_jobs_per_s", "sql_keyed_jobs_per_s", "sql_single_jobs_per_s"), rows, strict=True):
+    names = ("sql_many_jobs_per_s", "sql_jobs_per_s", "sql_keyed_jobs_per_s", "sql_single_jobs_per_s")
+    for name, (_, rate) in zip(names, rows, strict=True):
         report.figure(name, rate, 0)
-    report.target("SQL intake, jobs/s", plain, least=10_000)
+    report.target("SQL intake by enqueue_many, jobs/s", together, least=10_000)
+    report.target("SQL intake by enqueue, jobs/s", plain, least=10_000)
 
 
 def _rate(conn: psycopg.Connection, rounds: int, jobs: int, work: Callable[[], object]) -> float:

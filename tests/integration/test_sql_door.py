@@ -66,6 +66,14 @@ def enqueue(conn: Conn, task: str | None = ADD, **given: Any) -> str:
     return str(row[0])
 
 
+def enqueue_many(conn: Conn, calls: list[Any] | None, task: str | None = ADD, **given: Any) -> list[str]:
+    """Call the function for many calls of one task."""
+    values = {**given, "the_task": task, "calls": calls and [Jsonb(call) for call in calls]}
+    named = "".join(f", {name} => %({name})s" for name in given)
+    sql = f"SELECT * FROM holdfast.enqueue_many(%(the_task)s::text, %(calls)s::jsonb[]{named})"
+    return [row[0] for row in conn.execute(sql, values).fetchall()]
+
+
 def refusal(conn: Conn, task: str | None = ADD, **given: Any) -> tuple[str, str]:
     """Return code and field of the error that a call meets."""
     with pytest.raises(psycopg.errors.InvalidParameterValue) as caught:
@@ -135,6 +143,83 @@ def test_delay_expiry_and_moment_are_counted_by_the_server(door: Conn) -> None:
     assert (state, round(wait.total_seconds()), round(life.total_seconds())) == ("scheduled", 90, 3600)
     state, *_ = door.execute(sql, (enqueue(door, args=[1, 2], at="2001-01-01 00:00+00"),)).fetchone() or ()
     assert state == "queued"
+
+
+# ---- many at once
+
+
+def test_many_calls_are_jobs_in_their_order_and_run(door: Conn, relay: Relay, bench: Bench) -> None:
+    calls: list[Any] = [[1, 2], {"x": 3, "y": 4}, [5, 6]]
+    ids = enqueue_many(door, calls, priority=2, caller="billing")
+    assert [UUID(job_id).version for job_id in ids] == [7, 7, 7]
+    relay.round()
+    assert sorted(bench.work()) == sorted(ids)
+    found = [manage.show(door, job_id) for job_id in ids]
+    told = [(it["result"], it["priority"], it["caller"]) for it in found]
+    assert told == [(3, 2, "billing"), (7, 2, "billing"), (11, 2, "billing")]
+
+
+@pytest.mark.parametrize("call", [[1, 2], {"x": "é\"\\\n", "y": None}, ["x" * 2000, {"a": [1.5]}]])
+def test_row_of_many_is_the_row_of_one(door: Conn, call: Any) -> None:
+    given = {"kwargs": call} if isinstance(call, dict) else {"args": call}
+    one = enqueue(door, ECHO, **given, caller="c")
+    (many,) = enqueue_many(door, [call], ECHO, caller="c")
+    sql = "SELECT (to_jsonb(j) - '{id,created_at,available_at}'::text[])::text FROM jobs j WHERE id = %s"
+    told = [str((door.execute(sql, (job_id,)).fetchone() or ("",))[0]).replace(job_id, "ID") for job_id in (one, many)]
+    assert told[0] == told[1]
+
+
+def test_no_calls_are_no_jobs(door: Conn) -> None:
+    assert enqueue_many(door, None) == enqueue_many(door, []) == []
+    assert rows(door) == 0
+
+
+def test_expiry_and_attempts_of_the_task_are_those_of_many(door: Conn) -> None:
+    door.execute("UPDATE task_types SET expires_s = 60, max_attempts = 3 WHERE name = %s", (ADD,))
+    enqueue_many(door, [[1, 2]])
+    row = door.execute("SELECT extract(epoch FROM expires_at - available_at)::int, max_attempts FROM jobs").fetchone()
+    assert row == (60, 3)
+
+
+def test_many_calls_do_not_pass_their_limits(door: Conn, relay: Relay, bench: Bench) -> None:
+    enqueue_many(door, [{"tenant": "t", "number": number} for number in range(60)], "tests.sample_tasks.metered")
+    for _ in range(3):
+        relay.round()
+    assert 0 < len(bench.ids()) <= 25
+
+
+@pytest.mark.parametrize("wrong", [
+    [1, 2, 3], [1], {"x": 1}, {"x": 1, "y": 2, "z": 3}, [1, "x" * 1_100_000],
+])  # fmt: skip
+def test_one_wrong_call_refuses_all_and_is_named(door: Conn, wrong: Any) -> None:
+    code, field = refusal(door, **({"kwargs": wrong} if isinstance(wrong, dict) else {"args": wrong}))
+    with pytest.raises(psycopg.errors.InvalidParameterValue) as caught:
+        enqueue_many(door, [[1, 2], wrong, [3, 4]])
+    assert json.loads(caught.value.diag.message_detail or "") == {"code": code, "field": f"calls.1.{field}"}
+    assert str(caught.value.diag.message_primary).startswith(f"calls.1.{field}: ")
+    assert rows(door) == 0
+
+
+@pytest.mark.parametrize("wrong", [
+    {"task": None}, {"task": "nowhere.to_be_found"}, {"task": "tests.sample_tasks.plain"}, {"queue": "nowhere"}, {"priority": 10},
+    {"caller": ""},
+])  # fmt: skip
+def test_what_is_wrong_of_all_calls_is_told_as_of_one(door: Conn, wrong: dict[str, Any]) -> None:
+    with pytest.raises(psycopg.errors.InvalidParameterValue) as caught:
+        enqueue_many(door, [[1, 2]], **wrong)
+    told = json.loads(caught.value.diag.message_detail or "")
+    assert (told["code"], told["field"]) == refusal(door, **{"args": [1, 2], **wrong})
+    assert rows(door) == 0
+
+
+def test_call_that_is_neither_list_nor_object_is_refused_by_its_place(door: Conn) -> None:
+    for call in ("1", '"x"', "null"):
+        with pytest.raises(psycopg.errors.InvalidParameterValue, match=r"calls\.1\.args: it is neither a list nor an object"):
+            door.execute("SELECT holdfast.enqueue_many(%s, ARRAY['[1, 2]', %s]::jsonb[])", (ADD, call))
+    for text in ("[" * 3000 + "]" * 3000, "[1e5000]", '[{"__type__": "x", "__value__": 1}]'):
+        with pytest.raises(psycopg.errors.InvalidParameterValue, match=r"^calls\.0\.args: "):
+            door.execute("SELECT holdfast.enqueue_many(%s, ARRAY[%s]::jsonb[])", (ECHO, text))
+    assert rows(door) == 0
 
 
 # ---- what it refuses, as the other doors do
@@ -381,6 +466,7 @@ def test_job_of_a_task_this_relay_does_not_know_waits_for_one_that_does(door: Co
 
 def test_role_may_enqueue(visitor: Conn) -> None:
     assert enqueue(visitor, args=[1, 2])
+    assert len(enqueue_many(visitor, [[1, 2], [3, 4]])) == 2
 
 
 def test_role_may_do_nothing_else(visitor: Conn, door: Conn) -> None:
@@ -399,7 +485,7 @@ def test_role_may_call_no_other_function_of_ours(visitor: Conn) -> None:
         SELECT p.oid::regproc::text FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
          WHERE n.nspname = 'holdfast' AND has_function_privilege(current_user, p.oid, 'EXECUTE')
     """).fetchall()
-    assert may == [("holdfast.enqueue",)]
+    assert sorted(may) == [("holdfast.enqueue",), ("holdfast.enqueue_many",)]
     for statement in ("CREATE FUNCTION holdfast.mine() RETURNS int LANGUAGE sql AS 'SELECT 1'",
                       "CREATE TABLE holdfast.mine (x int)",
                       "SELECT holdfast.refuse('a', 'b', 'c')", "CREATE TABLE public.mine (x int)",
@@ -413,8 +499,9 @@ def test_everybody_else_may_not_enqueue(door: Conn, env: dict[str, str]) -> None
     door.execute("CREATE ROLE stranger")
     with psycopg.connect(env["DATABASE_URL"], autocommit=True) as conn:
         conn.execute("SET SESSION AUTHORIZATION stranger")
-        with pytest.raises(psycopg.errors.InsufficientPrivilege):
-            enqueue(conn, args=[1, 2])
+        for call in (enqueue, lambda conn, args: enqueue_many(conn, [args])):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                call(conn, args=[1, 2])
     door.execute("DROP ROLE stranger")
 
 
@@ -428,10 +515,11 @@ def test_search_path_of_the_caller_is_not_believed(visitor: Conn, door: Conn) ->
                        $$ BEGIN RAISE EXCEPTION 'caught as %', current_user; END $$""")
     visitor.execute("SET search_path = pg_temp, pg_catalog")
     enqueue(visitor, args=[1, 2], idempotency_key="k", unique="u")
-    assert rows(door) == 1
+    enqueue_many(visitor, [[1, 2], {"x": "y" * 500}], ECHO)
+    assert rows(door) == 3
 
 
-@pytest.mark.parametrize("name", ["holdfast.enqueue", "holdfast.tell_callback"])
+@pytest.mark.parametrize("name", ["holdfast.enqueue", "holdfast.enqueue_many", "holdfast.tell_callback"])
 def test_function_that_is_entered_from_outside_pins_its_search_path(db: Conn, name: str) -> None:
     (conf,) = db.execute("SELECT proconfig FROM pg_proc WHERE oid = %s::regproc", (name,)).fetchone() or ([],)
     assert "search_path=pg_catalog, pg_temp" in conf

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import threading
 
@@ -40,6 +41,7 @@ def relay(loglevel: options.LogLevel = None) -> None:
         beside.append(Rounds("events", Forwarder().round, stopping, rest_s))
         for thread in beside:
             thread.start()
+        gc.freeze()  # what was imported stays: a full collection need not walk all of it, a tenth of a second each time
         note("relay ready")
         runner.run()
         for thread in beside:  # What they are in the middle of, they may die in; this only spares others the taking over.

@@ -203,11 +203,12 @@ def form_of(app: Celery, task: Any, queue: str | None = None) -> _Form:
     return known[queue]
 
 
-def job_of(form: _Form, args: Sequence[Any], kwargs: Mapping[str, Any], *, where: str = "", **columns: Any) -> NewJob:
+def job_of(
+    form: _Form, args: Sequence[Any], kwargs: Mapping[str, Any], *, where: str = "", id: str | None = None,
+    door: str | None = None, max_attempts: int | None = None, **columns: Any,
+) -> NewJob:  # fmt: skip
     """Return the job that a call of this form makes. Raises `InvalidJob` that names the task and `where`."""
-    job_id, door = columns.pop("id", None), columns.pop("door", None)
-    fresh = job_id is None
-    job_id = job_id or uuid7()
+    job_id = id or uuid7()
     args_repr = repr(tuple(args))[:REPR] if args else "()"
     kwargs_repr = repr(kwargs)[:REPR] if kwargs else "{}"
     headers = {**form.headers, "id": job_id, "root_id": job_id, "argsrepr": args_repr, "kwargsrepr": kwargs_repr}
@@ -218,14 +219,10 @@ def job_of(form: _Form, args: Sequence[Any], kwargs: Mapping[str, Any], *, where
         "body": encoded_alone(f"{form.name}{where}", args, kwargs),
         "content-type": "application/json", "content-encoding": "utf-8",
     }  # fmt: skip
-    job = NewJob(
-        id=job_id, task=form.name, queue=form.queue, message=message, args=args_repr, kwargs=kwargs_repr, root_id=job_id,
-        fresh=fresh, max_attempts=form.max_attempts,
+    return NewJob(
+        job_id, form.name, form.queue, message, args=args_repr, kwargs=kwargs_repr, root_id=job_id, fresh=id is None,
+        max_attempts=form.max_attempts if max_attempts is None else max_attempts, **columns,
     )  # fmt: skip
-    for name, value in columns.items():
-        if value is not None:
-            setattr(job, name, value)
-    return job
 
 
 def new_job(app: Celery, call: Call) -> NewJob:
@@ -253,7 +250,7 @@ def new_job(app: Celery, call: Call) -> NewJob:
     return job_of(
         form, call.args, call.kwargs, id=call.id, door=call.door,
         priority=checked_priority(own.get("priority") if call.priority is None else call.priority),
-        available_at=call.at, delay_s=call.delay_s, expires_at=call.expires_at, expires_s=expires_s,
+        available_at=call.at, delay_s=call.delay_s or 0.0, expires_at=call.expires_at, expires_s=expires_s,
         max_attempts=call.max_attempts, caller=call.caller, idempotency_key=call.idempotency_key,
         callback_url=call.callback_url, metadata=call.metadata, **_uniqueness(task, call),
     )  # fmt: skip

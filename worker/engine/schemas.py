@@ -43,7 +43,8 @@ _forms: WeakKeyDictionary[Any, _Form] = WeakKeyDictionary()
 
 def find_task(app: Celery, name: str) -> Any:
     """Return the task of this name. Raises `UnknownTask` with the names it is like."""
-    tasks = app.tasks
+    # Celery's property takes a lock each time, which costs more than the look; it leaves the registry here the first time.
+    tasks = vars(app).get("tasks") or app.tasks
     if name in tasks:
         return tasks[name]
     ours = [known for known in tasks if not known.startswith("celery.")]

@@ -57,7 +57,7 @@ def flat(fields: Mapping[str, Value]) -> list[Value]:
 def entry_of(raw: Sequence[Any], deliveries: int = 0) -> Entry:
     """Return an entry as the server tells it: an id and flat fields. Of a field that is given twice the last value counts."""
     found_id, parts = raw[0], raw[1] or []
-    names = (name.decode(errors="surrogateescape") for name in parts[::2])
+    names = [name.decode(errors="surrogateescape") for name in parts[::2]]
     return Entry(found_id.decode(), dict(zip(names, parts[1::2], strict=True)), deliveries)
 
 
