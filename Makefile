@@ -46,6 +46,7 @@ up: $(STAMP)  ## Run everything in this terminal, servers included; Ctrl-C ends 
 	@$(BIN)/holdfast up $(ARGS)
 
 test: $(STAMP)  ## Run every test, the chaos tests at small size (N=processes, ARGS=for pytest)
+	@$(BIN)/python -m tests.browser
 	@$(BIN)/python -m pytest -n $(N) --dist worksteal $(ARGS)
 
 check: $(STAMP)  ## Lint, types, import contracts and unit tests: a minute, no servers

@@ -97,6 +97,7 @@ class Settings(BaseSettings):
     gateway_batch_bytes: int = Field(33_554_432, ge=1024, description="Largest body of a batch of jobs, in bytes.")
     gateway_wait_s: float = Field(60.0, ge=0, le=600, description="Seconds that a request to the gateway may wait for a job at the most.")
 
+    console_tls: bool = Field(False, description="Whether the console is reached through a proxy that ends TLS and sets `X-Forwarded-For`. Off: it serves loopback only, and its cookie goes without TLS.")
     flower_auth: str = Field("", description="`user:password` that Flower asks for. Empty: it listens on loopback only, and a password is made up and told at each start.")
     log_level: str = Field("INFO", description="Least severe log line that is written.")
     log_json: bool = Field(False, description="Whether log lines are JSON objects.")

@@ -18,6 +18,7 @@ from worker.cli import (
     jobs,
     limits,
     locks,
+    operators,
     options,
     queues,
     schedules,
@@ -79,7 +80,7 @@ app.command(rich_help_panel=_LOOK)(top)
 for _name, _group in (
     ("jobs", jobs), ("queues", queues), ("workers", workers), ("schedules", schedules), ("cache", cache),
     ("limits", limits), ("locks", locks), ("flags", flags), ("callers", callers), ("streams", streams), ("events", events),
-    ("webhooks", webhooks), ("db", db),
+    ("webhooks", webhooks), ("operators", operators), ("db", db),
 ):  # fmt: skip
     app.add_typer(_group.app, name=_name, rich_help_panel=_LOOK)
 app.command(rich_help_panel=_LOOK)(version)
