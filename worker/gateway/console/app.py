@@ -10,7 +10,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from worker.errors import HoldfastError
-from worker.gateway.console import account, failing, login, queues, static
+from worker.gateway.console import account, audit, failing, flower, login, operators, overview, queues, static, workers
 from worker.gateway.console.access import sessions
 from worker.gateway.state import Gateway
 from worker.live import SessionMiddleware
@@ -22,7 +22,12 @@ ROOT = "/console"
 PAGES = (
     login,
     account,
+    overview,
     queues,
+    workers,
+    operators,
+    audit,
+    flower,
 )
 _FILES = f"{ROOT}/static/"
 

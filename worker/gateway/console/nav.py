@@ -19,11 +19,16 @@ class Entry(NamedTuple):
 #: Groups of entries, as they stand in the menu.
 MENU: tuple[tuple[str, tuple[Entry, ...]], ...] = (
     ("Work", (
+        Entry("/console/", "Overview", "overview"),
         Entry("/console/queues", "Queues", "queues"),
     )),
     ("Rules", (
     )),
     ("System", (
+        Entry("/console/workers", "Workers", "workers"),
+        Entry("/console/audit", "Audit log", "trail"),
+        Entry("/console/operators", "Operators", "operators", "admin"),
+        Entry("/console/flower", "Flower", "flower"),
     )),
 )  # fmt: skip
 
