@@ -10,7 +10,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from worker.errors import HoldfastError
-from worker.gateway.console import account, audit, failing, flower, login, operators, overview, queues, static, workers
+from worker.gateway.console import account, audit, failing, flower, live, login, operators, overview, queues, static, workers
 from worker.gateway.console.access import sessions
 from worker.gateway.state import Gateway
 from worker.live import SessionMiddleware
@@ -53,6 +53,7 @@ class Console:
     """The console as an ASGI application, to be mounted at `ROOT`."""
 
     def __init__(self, gateway: Gateway) -> None:
+        live.forget()
         pages = Starlette(routes=routes(), exception_handlers={
             HTTPException: failing.http_error, HoldfastError: failing.known_error, Exception: failing.unknown_error,
         })  # fmt: skip

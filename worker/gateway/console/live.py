@@ -29,12 +29,23 @@ _STOPPING_S = 0.5
 _AGO = re.compile(r"(<time [^>]*>)[^<]*")
 
 
+#: What `shared` holds in this process.
+_held: list[list[tuple[float, object]]] = []
+
+
+def forget() -> None:
+    """Read everything anew: another gateway begins in this process."""
+    for held in _held:
+        held.clear()
+
+
 def shared(every_s: float) -> Callable[[Callable[[], T]], Callable[[], T]]:
     """Let all who look share what a function returns for so long: one reads for all, and the others wait for that."""
 
     def decorate(read: Callable[[], T]) -> Callable[[], T]:
         lock = threading.Lock()
         held: list[tuple[float, T]] = []
+        _held.append(held)  # type: ignore[arg-type]
 
         @wraps(read)
         def latest() -> T:
@@ -44,7 +55,6 @@ def shared(every_s: float) -> Callable[[Callable[[], T]], Callable[[], T]]:
                     held[:] = [(time.monotonic(), found)]
                 return held[0][1]
 
-        latest.forget = held.clear  # type: ignore[attr-defined]
         return latest
 
     return decorate
