@@ -33,7 +33,8 @@ _DAY = """
 INSERT INTO job_history (id, task, queue, state, message, args, attempt, caller, created_at, available_at, started_at, claimed_at,
                          finished_at, result)
 SELECT gen_random_uuid()::text, task, queue,
-       CASE WHEN (n * 7919 + hour * 104729) %% 1000 < bad THEN 'failed' ELSE 'succeeded' END, '{}', '(' || n || ',)', 1, caller, at - took - interval '1 s', at - took - interval '1 s', at - took, at - took, at, '1'
+       CASE WHEN (n * 7919 + hour * 104729) %% 1000 < bad THEN 'failed' ELSE 'succeeded' END, '{}', '(' || n || ',)', 1, caller,
+       at - took - interval '1 s', at - took - interval '1 s', at - took, at - took, at, '1'
   FROM (VALUES ('shop.send_receipt', 'default', 'web', 90, 0.08, 4), ('shop.charge_card', 'default', 'web', 60, 0.9, 18),
                ('shop.resize_image', 'images', 'uploads', 45, 2.4, 9), ('reports.build', 'reports', 'backoffice', 6, 41.0, 30),
                ('llm.chat', 'default', 'support', 14, 3.1, 12), ('http.call', 'default', 'partners', 25, 0.35, 25))
