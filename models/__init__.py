@@ -1,6 +1,7 @@
 """What Postgres remembers: the tables of Holdfast as typed SQLAlchemy models."""
 
 from models.attempt import Attempt
+from models.audit_entry import AuditEntry
 from models.base import Base
 from models.cache_outbox import CacheOutbox
 from models.caller import Caller
@@ -12,6 +13,7 @@ from models.job_event import EventReader, JobEvent
 from models.job_key import JobKey
 from models.job_note import JobNote
 from models.limit_policy import LimitPolicy
+from models.operator import Operator
 from models.queue import Queue
 from models.schedule import Schedule
 from models.task_type import TaskType
@@ -35,6 +37,8 @@ __all__ = [
     "Flag", "FlagChange",
     # who may use the HTTP gateway
     "Caller",
+    # who may use the console, and what they did
+    "Operator", "AuditEntry",
     # for migrations
     "Base",
 ]  # fmt: skip

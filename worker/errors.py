@@ -57,6 +57,8 @@
     │   └── SessionGone          the session was ended, or its time is over
     ├── InvalidCaller (ValueError)  a caller cannot be added or changed as given
     ├── CallerNotFound           no caller has this name
+    ├── InvalidOperator (ValueError)  an operator cannot be added or changed as given
+    ├── OperatorNotFound         no operator has this name
     ├── GatewayError             the gateway refused a request of its client
     │   └── GatewayUnreachable   no answer came from it
     └── JobNotFound              no job, living or past, has this id
@@ -210,6 +212,14 @@ class InvalidCaller(HoldfastError, ValueError):
 
 class CallerNotFound(HoldfastError):
     """No caller has this name."""
+
+
+class InvalidOperator(HoldfastError, ValueError):
+    """The operator cannot be added or changed as given."""
+
+
+class OperatorNotFound(HoldfastError):
+    """No operator has this name."""
 
 
 class GatewayError(HoldfastError):

@@ -148,7 +148,7 @@ def test_every_function_that_makes_a_key_has_a_kind() -> None:
             keys.redlock("a"), keys.llm_room("a:small", "tokens"),
             keys.stream("a"), keys.dead(keys.stream("a")), keys.stream_once(keys.stream("a"), "b"), keys.intake(),
             keys.dead(keys.intake()), keys.events()]  # fmt: skip
-    made += [keys.flags(), keys.session("abc"), keys.sessions("u:1"), keys.board("callers", "d20000"),
+    made += [keys.flags(), keys.session("abc"), keys.login_link("abc"), keys.sessions("u:1"), keys.board("callers", "d20000"),
              keys.board_new(keys.board("callers", "d20000"), "b1"),
              *(beside(place) for place in (keys.presence("fleet"), keys.typing("job:1")) for beside in (str, keys.members))]
     for key in made:

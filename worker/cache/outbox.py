@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import psycopg
 from psycopg.pq import TransactionStatus
@@ -41,6 +42,9 @@ RETURNING keys, tags
 #: What may be owed beside keys and tags, by what its keys begin with: a colon, as no region's do.
 _others: dict[str, Callable[[str], bool]] = {}
 
+#: What the outermost block that is open on a connection will forget.
+_open: WeakKeyDictionary[psycopg.Connection[Any], Changes] = WeakKeyDictionary()
+
 _OWED = "SELECT count(*), extract(epoch FROM clock_timestamp() - min(created_at))::float8 FROM cache_outbox"
 
 
@@ -72,16 +76,28 @@ def transaction(conn: psycopg.Connection[Any]) -> Iterator[Changes]:
             conn.execute("UPDATE prices SET ...")
             changes.add(tags=["prices"])
 
-    Inside a longer transaction the row waits for that one's commit, and a relay carries it out.
+    Inside another such block its changes are that one's. Inside another longer transaction the row waits for that one's commit,
+    and a relay carries it out.
 
     **Guarantee:** committed is invalidated, also when this process dies in between (then by a relay, within a second); rolled
     back is not. While the cache Redis is away the row stays, and the change is not held up.
     """
     changes, row = Changes(), None
-    with conn.transaction():
-        yield changes
-        if changes:
-            row = conn.execute(_WRITE, changes.values()).fetchone()
+    outer = _open.get(conn)
+    if outer is not None:
+        with conn.transaction():
+            yield changes
+        outer.keys |= changes.keys
+        outer.tags |= changes.tags
+        return
+    _open[conn] = changes
+    try:
+        with conn.transaction():
+            yield changes
+            if changes:
+                row = conn.execute(_WRITE, changes.values()).fetchone()
+    finally:
+        del _open[conn]
     if row is not None and conn.info.transaction_status == TransactionStatus.IDLE:
         carry_out(changes, lambda: _strike(conn, row))
 

@@ -27,7 +27,7 @@ MEANINGS = {
     ExitCode.USAGE: "bad input or settings; nothing was done",
     ExitCode.POSTGRES_AWAY: "Postgres did not answer",
     ExitCode.REDIS_AWAY: "Redis did not answer",
-    ExitCode.NOT_FOUND: "no such job, schedule, limit policy, flag, caller or dead letter",
+    ExitCode.NOT_FOUND: "no such job, schedule, limit policy, flag, caller, operator or dead letter",
     ExitCode.CRITICAL: "the doctor found something by which jobs are lost, run twice or do not run, or strangers get in",
     ExitCode.INTERRUPTED: "interrupted with Ctrl-C",
 }
@@ -43,6 +43,7 @@ _CODES: tuple[tuple[type[BaseException], ExitCode], ...] = (
     (errors.DeadLetterNotFound, ExitCode.NOT_FOUND),
     (errors.FlagNotFound, ExitCode.NOT_FOUND),
     (errors.CallerNotFound, ExitCode.NOT_FOUND),
+    (errors.OperatorNotFound, ExitCode.NOT_FOUND),
     (errors.SettingsError, ExitCode.USAGE),
     (ValueError, ExitCode.USAGE),
 )

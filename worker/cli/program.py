@@ -18,6 +18,7 @@ from worker.cli import (
     jobs,
     limits,
     locks,
+    operators,
     options,
     queues,
     schedules,
@@ -59,10 +60,11 @@ _RUN, _LOOK = "Run the system", "Work with it"
 def demo(
     count: Annotated[int, typer.Option("--jobs", min=1, help="Jobs to push through.")] = 5000,
     seed: Annotated[int | None, typer.Option(help="Repeat a run's faults; by default a new seed, which is printed.")] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Go on afterwards, with the console, until Ctrl-C.")] = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Push jobs through every entrance, break Redis and workers meanwhile, and count what is lost."""
-    raise typer.Exit(import_module("worker.cli.demo").run_demo(jobs=count, seed=seed, as_json=as_json))
+    raise typer.Exit(import_module("worker.cli.demo").run_demo(jobs=count, seed=seed, as_json=as_json, keep=keep))
 
 
 app.command(rich_help_panel=_RUN)(up)
@@ -81,7 +83,7 @@ app.command(rich_help_panel=_LOOK)(doctor)
 for _name, _group in (
     ("jobs", jobs), ("queues", queues), ("workers", workers), ("schedules", schedules), ("cache", cache),
     ("limits", limits), ("locks", locks), ("flags", flags), ("callers", callers), ("streams", streams), ("events", events),
-    ("webhooks", webhooks), ("db", db),
+    ("webhooks", webhooks), ("operators", operators), ("db", db),
 ):  # fmt: skip
     app.add_typer(_group.app, name=_name, rich_help_panel=_LOOK)
 app.command(rich_help_panel=_LOOK)(version)

@@ -8,11 +8,12 @@ from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import RedirectResponse, Response
 
 from worker.engine.application import Holdfast
 from worker.errors import HoldfastError
 from worker.gateway import acting, batch, events, health, looking, openapi, posting, views
+from worker.gateway.console import app as console
 from worker.gateway.layer import Layer
 from worker.gateway.problems import Problem, answer, instance_of
 from worker.gateway.state import Gateway
@@ -33,8 +34,15 @@ def create_app(celery: Holdfast) -> tuple[Layer, Gateway]:
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(Exception, _failed)
+    app.mount(console.ROOT, console.Console(gateway))
+    app.add_route(console.ROOT, _to_console, include_in_schema=False)
     openapi.describe(app)
     return Layer(app, {("POST", "/v1/jobs"): posting.post_job}), gateway
+
+
+async def _to_console(request: Request) -> Response:
+    """Send a browser on to the console's first page."""
+    return RedirectResponse(f"{console.ROOT}/")
 
 
 async def _http_error(request: Request, exc: Exception) -> Response:

@@ -26,7 +26,7 @@ SECONDS = Histogram("holdfast_http_seconds", "Seconds from a request's headers t
 MOST_HEADERS = 64
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS", "TRACE")
-#: On every answer: it is data, for whoever asked, and nothing a browser should make more of.
+#: On every answer that does not say otherwise: it is data, for whoever asked, and nothing a browser should make more of.
 _ALWAYS = ((b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store"))
 
 
@@ -64,7 +64,9 @@ class Layer:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-request-id", state["request_id"].encode()), *_ALWAYS, *headers]
+                given = {name for name, _ in message["headers"]}
+                added = [*(header for header in _ALWAYS if header[0] not in given), *headers]
+                message["headers"] = [*message["headers"], (b"x-request-id", state["request_id"].encode()), *added]
             await send(message)
 
         try:

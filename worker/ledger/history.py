@@ -31,6 +31,7 @@ _PRUNE = (
     "DELETE FROM chords WHERE done_at < %(before)s OR (size IS NULL AND created_at < %(before)s)",
     "DELETE FROM job_history_default WHERE finished_at < %(before)s",
     "DELETE FROM job_keys WHERE expires_at < clock_timestamp()",
+    "DELETE FROM audit_log WHERE at < %(before)s",
 )
 
 

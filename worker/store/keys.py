@@ -82,6 +82,8 @@ KINDS = (
     KeyKind("holdfast:cache:hot", "cache", "zset", "a day after the last read that was counted", "open: reads are not ranked"),
     KeyKind("holdfast:flags", "cache", "hash", "a day after a process last looked at Postgres",
             "open: each process goes by the last flags it knows"),
+    KeyKind("holdfast:login:<digest>", "coordination", "string", "15 minutes, or until it was used",
+            "closed: it logs nobody in"),
     KeyKind("holdfast:session:{<digest>}", "coordination", "hash", "the session's: it slides to its idle life, up to its "
             "absolute one; of one that was ended, a mark for as long", "closed: nobody is logged in"),
     KeyKind("holdfast:sessions:{<user>}", "coordination", "zset", "until the last of them ends", "closed: as above"),
@@ -256,6 +258,11 @@ def session(digest: str) -> str:
 def sessions(user: str) -> str:
     """Return the digests of a user's sessions, by when each ends at the latest."""
     return f"holdfast:sessions:{{{user}}}"
+
+
+def login_link(digest: str) -> str:
+    """Return the name of the operator whom a link logs in once, by the digest of its token."""
+    return f"holdfast:login:{digest}"
 
 
 def presence(place: str) -> str:
