@@ -80,6 +80,10 @@ _PAUSE = """
 INSERT INTO queues (name, paused) VALUES (%(name)s, %(paused)s)
 ON CONFLICT (name) DO UPDATE SET paused = excluded.paused, updated_at = clock_timestamp()
 """
+_SET_WINDOW = """
+INSERT INTO queues (name, "window") VALUES (%(name)s, %(window)s)
+ON CONFLICT (name) DO UPDATE SET "window" = excluded."window", updated_at = clock_timestamp()
+"""
 #: What was sent to a paused queue is dropped by the claim; this makes it due again when the queue is resumed.
 _UNSEND = """
 UPDATE jobs SET dispatch_epoch = NULL, dispatched_at = NULL WHERE queue = %s AND state = 'queued' AND dispatch_epoch IS NOT NULL
@@ -109,7 +113,10 @@ class QueueSettings(TypedDict):
     window: int | None
 
 
-#: Changed through `set_paused` alone, which invalidates; the life bounds what a change by hand in the database takes to be seen.
+#: The largest window of a queue, as the setting has it.
+MOST_WINDOW = 100_000
+
+#: Changed through `set_paused` and `set_window` alone, which invalidate; the life bounds what a change by hand in the database takes to be seen.
 _queue_settings = Region("queues", ttl=10.0, type=list[QueueSettings])
 
 #: A day within the ends of Python's calendar, for every time zone to have a word for them.
@@ -250,6 +257,15 @@ def set_paused(conn: psycopg.Connection[Any], queue: str, paused: bool) -> None:
     with outbox.transaction(conn) as changes:
         conn.execute(_PAUSE, {"name": queue, "paused": paused})
         conn.execute(_UNSEND, (queue,))
+        changes.add(keys=[_queue_settings.key("all")])
+
+
+def set_window(conn: psycopg.Connection[Any], queue: str, window: int | None) -> None:
+    """Set how many jobs of a queue may lie in Redis at a time; None for as many as the setting says. Raises `ValueError`."""
+    if window is not None and not 1 <= window <= MOST_WINDOW:
+        raise ValueError(f"window: {window} is not a whole number from 1 to {MOST_WINDOW}")
+    with outbox.transaction(conn) as changes:
+        conn.execute(_SET_WINDOW, {"name": queue, "window": window})
         changes.add(keys=[_queue_settings.key("all")])
 
 
