@@ -116,7 +116,8 @@ class QueueSettings(TypedDict):
 #: The largest window of a queue, as the setting has it.
 MOST_WINDOW = 100_000
 
-#: Changed through `set_paused` and `set_window` alone, which invalidate; the life bounds what a change by hand in the database takes to be seen.
+#: Changed through `set_paused` and `set_window` alone, which invalidate; the life bounds what a change by hand in the database
+#: takes to be seen.
 _queue_settings = Region("queues", ttl=10.0, type=list[QueueSettings])
 
 #: A day within the ends of Python's calendar, for every time zone to have a word for them.

@@ -19,7 +19,7 @@ SELECT priority, count(*) FILTER (WHERE dispatch_epoch IS NULL), count(*) FILTER
 
 @dataclass(slots=True)
 class Step:
-    """The priorities that share a list: jobs in Postgres alone, jobs sent, and messages in the list (None while Redis is away)."""
+    """Priorities that share a list: jobs in Postgres alone, jobs sent, and messages in the list, None while Redis is away."""
 
     first: int
     last: int

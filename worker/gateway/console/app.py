@@ -10,7 +10,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from worker.errors import HoldfastError
-from worker.gateway.console import account, failing, login, queues, static
+from worker.gateway.console import account, failing, login, queues, schedules, static
 from worker.gateway.console.access import sessions
 from worker.gateway.state import Gateway
 from worker.live import SessionMiddleware
@@ -23,6 +23,7 @@ PAGES = (
     login,
     account,
     queues,
+    schedules,
 )
 _FILES = f"{ROOT}/static/"
 

@@ -20,6 +20,7 @@ class Entry(NamedTuple):
 MENU: tuple[tuple[str, tuple[Entry, ...]], ...] = (
     ("Work", (
         Entry("/console/queues", "Queues", "queues"),
+        Entry("/console/schedules", "Schedules", "schedules"),
     )),
     ("Rules", (
     )),
