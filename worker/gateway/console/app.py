@@ -10,7 +10,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from worker.errors import HoldfastError
-from worker.gateway.console import account, failing, login, queues, schedules, static
+from worker.gateway.console import account, callers, failing, flags, login, queues, schedules, static
 from worker.gateway.console.access import sessions
 from worker.gateway.state import Gateway
 from worker.live import SessionMiddleware
@@ -24,6 +24,8 @@ PAGES = (
     account,
     queues,
     schedules,
+    flags,
+    callers,
 )
 _FILES = f"{ROOT}/static/"
 

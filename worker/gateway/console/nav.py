@@ -23,6 +23,8 @@ MENU: tuple[tuple[str, tuple[Entry, ...]], ...] = (
         Entry("/console/schedules", "Schedules", "schedules"),
     )),
     ("Rules", (
+        Entry("/console/flags", "Flags", "flags"),
+        Entry("/console/callers", "Callers", "callers"),
     )),
     ("System", (
     )),
