@@ -59,6 +59,18 @@ def warm(
     return done
 
 
+def planned() -> list[dict[str, Any]]:
+    """Return what the code plans to keep warm, by `loader`, `args` and `key`, and what `peek.describe` tells of it by now.
+
+    Raises `StoreUnavailable`.
+    """
+    found = []
+    for loader, args in _planned():
+        key = loader.resumed_key(args)
+        found.append({"loader": loader.name, "args": list(args), "key": key, "entry": describe(key)})
+    return found
+
+
 def _candidates(most: int) -> Iterator[tuple[str, Callable[[], Any]]]:
     """Yield each key once with what refreshes it, the planned ones first."""
     seen: set[str] = set()

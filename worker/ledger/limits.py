@@ -23,6 +23,7 @@ logger = log(__name__)
 
 _COLUMNS = ("name", "kind", "scope", "rate", "on_outage", "enabled")
 _LIST = f"SELECT {', '.join(_COLUMNS)} FROM limit_policies ORDER BY name"
+_NAMES = "SELECT name FROM limit_policies"
 _SET = """
 INSERT INTO limit_policies (name, kind, scope, rate, on_outage, enabled)
 VALUES (%(name)s, %(kind)s, %(scope)s, %(rate)s, %(on_outage)s, %(enabled)s)
@@ -103,6 +104,11 @@ def _is_readable(policy: Policy) -> bool:
         logger.error("a limit policy cannot be read and is left out", policy=policy["name"], error=str(exc))
         return False
     return True
+
+
+def kept_names(conn: psycopg.Connection[Any]) -> set[str]:
+    """Return the names of the policies of the table; the others are the setting's."""
+    return {row[0] for row in conn.execute(_NAMES).fetchall()}
 
 
 def plan() -> Plan:

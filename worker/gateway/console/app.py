@@ -10,7 +10,21 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from worker.errors import HoldfastError
-from worker.gateway.console import account, callers, failing, flags, login, queues, schedules, static
+from worker.gateway.console import (
+    account,
+    cache,
+    callers,
+    failing,
+    flags,
+    leaderboards,
+    limits,
+    login,
+    queues,
+    schedules,
+    static,
+    streams,
+    webhooks,
+)
 from worker.gateway.console.access import sessions
 from worker.gateway.state import Gateway
 from worker.live import SessionMiddleware
@@ -24,7 +38,12 @@ PAGES = (
     account,
     queues,
     schedules,
+    streams,
+    webhooks,
+    leaderboards,
+    limits,
     flags,
+    cache,
     callers,
 )
 _FILES = f"{ROOT}/static/"

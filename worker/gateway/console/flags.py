@@ -33,7 +33,7 @@ _CHANGES, _LONGEST_NOTE = 100, 1000
 def show(request: Request, who: Operator) -> Response:
     """List the flags, the switches of jobs by themselves."""
     with statement() as conn:
-        rows = flags.listed(conn)
+        rows = [{**row, "rest": _rest(row["rule"])} for row in flags.listed(conn)]
     switches = [row for row in rows if row["name"].partition(":")[0] in flags.KINDS and ":" in row["name"]]
     return page(request, "flags.html", switches=switches, flags=[row for row in rows if row not in switches])
 
@@ -160,6 +160,12 @@ def _note(text: str) -> str:
     if len(text) > _LONGEST_NOTE or "\0" in text:
         raise ValueError(f"it has {len(text):,} characters; at most {_LONGEST_NOTE:,} are kept")
     return text
+
+
+def _rest(rule: str) -> str:
+    """Return what a rule says beside on or off."""
+    first, _, rest = rule.partition(", ")
+    return rest if first in ("on", "off") else rule
 
 
 def _told(listed: Mapping[str, Any]) -> str:
