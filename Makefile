@@ -15,6 +15,8 @@ STAMP := $(VENV)/.installed
 N ?= 3
 #: More arguments for demo, test, up, bench and chaos, as in `make test ARGS="-k lease"`.
 ARGS ?=
+#: Not empty: `make demo` lets everything go on afterwards, with the console, until Ctrl-C.
+KEEP ?=
 #: The seed of `make chaos`; empty: a new one, which the tests print.
 SEED ?=
 #: `make lock` keeps the versions it can; `--upgrade` takes the newest.
@@ -39,8 +41,8 @@ $(STAMP): requirements.lock pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
-demo: $(STAMP)  ## Push thousands of jobs through every entrance, break Redis and workers meanwhile, count what is lost
-	@$(BIN)/holdfast demo $(ARGS)
+demo: $(STAMP)  ## Push thousands of jobs through every entrance, break Redis and workers meanwhile, count what is lost (KEEP=1 goes on, with the console)
+	@$(BIN)/holdfast demo $(if $(KEEP),--keep) $(ARGS)
 
 up: $(STAMP)  ## Run everything in this terminal, servers included; Ctrl-C ends it
 	@$(BIN)/holdfast up $(ARGS)

@@ -98,7 +98,9 @@ class Settings(BaseSettings):
     gateway_wait_s: float = Field(60.0, ge=0, le=600, description="Seconds that a request to the gateway may wait for a job at the most.")
 
     console_tls: bool = Field(False, description="Whether the console is reached through a proxy that ends TLS and sets `X-Forwarded-For`. Off: it serves loopback only, and its cookie goes without TLS.")
-    flower_auth: str = Field("", description="`user:password` that Flower asks for. Empty: it listens on loopback only, and a password is made up and told at each start.")
+    console_url: str = Field("", description="Where browsers reach the console, such as https://holdfast.example.com/console; with it, and without HOLDFAST_FLOWER_AUTH, Flower asks for the console's login.")
+    flower_url: str = Field("", description="Where browsers reach Flower, such as https://flower.example.com/; the console leads there. Empty: it leads nowhere.")
+    flower_auth: str = Field("", description="`user:password` that Flower asks for. Empty, and no HOLDFAST_CONSOLE_URL: it listens on loopback only, and a password is made up and told at each start.")
     log_level: str = Field("INFO", description="Least severe log line that is written.")
     log_json: bool = Field(False, description="Whether log lines are JSON objects.")
     fault: str = Field("", description="Fault points to arm, for chaos tests only: `name:action[:nth]`, separated by commas.")
@@ -176,6 +178,13 @@ class Settings(BaseSettings):
     def _are_secrets(cls, value: list[str]) -> list[str]:
         if not all(_is_secret(text.rpartition(":")[2]) for text in value):
             raise ValueError("must be texts of `whsec_` and the base64 of 24 to 64 random bytes, after `caller:` for one caller's")
+        return value
+
+    @field_validator("flower_url", "console_url")
+    @classmethod
+    def _is_page(cls, value: str) -> str:
+        if value and not re.fullmatch(r"https?://[^\s/@?#]+(/[^\s@?#]*)?", value):
+            raise ValueError("must be a URL like https://holdfast.example.com/console, without a password and without a query")
         return value
 
     @field_validator("flower_auth")

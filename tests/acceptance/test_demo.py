@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import psycopg
 import pytest
 
 from tests.harness import Program, eventually
+from worker.live.asgi import INSECURE_COOKIE
+from worker.live.sessions import csrf_token
 
 #: Seconds for one small run on a machine that does other things as well.
 RUN_S = 240.0
@@ -47,9 +51,24 @@ def _services(folder: Path) -> dict[str, Any]:
     return json.loads(next(folder.glob("holdfast-demo-*/services.json")).read_text())
 
 
-def test_the_demo_passes_and_tells_its_figures(demo: Demo, tmp_path: Path) -> None:
-    program = demo("--jobs", "400", "--json", "--seed", "1")
+def _log_in_by_link(program: Program) -> None:
+    """Log in to the console with the link that the demo prints."""
+    program.wait_for_log("everything goes on until Ctrl-C", RUN_S)
+    found = re.search(r"(http://\S+)/login/once\?token=(\S+)", program.log())
+    assert found, program.tail()
+    console, token = found.groups()
+    with httpx.Client(trust_env=False) as browser:
+        browser.get(f"{console}/login")
+        fields = {"csrf_token": csrf_token(str(browser.cookies[INSECURE_COOKIE])), "token": token}
+        assert browser.post(f"{console}/login/once", data=fields).status_code == 303
+        assert "Overview" in browser.get(f"{console}/").text
 
+
+def test_the_demo_passes_tells_its_figures_and_goes_on_with_a_console(demo: Demo, tmp_path: Path) -> None:
+    program = demo("--jobs", "400", "--json", "--seed", "1", "--keep")
+
+    _log_in_by_link(program)
+    program.signal(signal.SIGINT)
     assert program.wait(RUN_S) == 0, program.tail()
     told = _figures(program)
     assert told["passed"]

@@ -60,7 +60,7 @@ def tab(site: Site, chrome: Browser) -> Iterator[Callable[..., Page]]:
     wrong: list[str] = []
 
     def open_(role: str | None = "viewer", **options: Any) -> Page:
-        context = chrome.new_context(base_url=site.url, viewport=WIDE, **options)
+        context = chrome.new_context(base_url=site.url, **{"viewport": WIDE, **options})
         context.set_default_timeout(15_000)
         made.append(context)
         if role is not None:

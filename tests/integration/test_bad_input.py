@@ -334,6 +334,8 @@ WRONG = {
     "HOLDFAST_WEBHOOK_SECRETS": ("whsec_short", "24 to 64 random bytes"),
     "HOLDFAST_WEBHOOK_RETRY_S": ("-1", "greater than or equal to 0"),
     "HOLDFAST_CONSOLE_TLS": ("perhaps", "boolean"),
+    "HOLDFAST_CONSOLE_URL": ("https://me:secret@holdfast.example.com/", "without a password"),
+    "HOLDFAST_FLOWER_URL": ("javascript:alert(1)", "https://holdfast.example.com/console"),
     "HOLDFAST_FLOWER_AUTH": ("no-colon", "user:password"),
 }
 #: Any text is right for these, as far as can be told before they are used.

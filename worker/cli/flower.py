@@ -1,4 +1,4 @@
-"""`holdfast flower`: Flower, which always asks for a password."""
+"""`holdfast flower`: Flower, which always asks for a password or for the console's login."""
 
 from __future__ import annotations
 
@@ -27,8 +27,14 @@ def flower(
         from worker.cli.stock import celery
         from worker.settings import settings
 
+        conf = settings()
+        if conf.console_url and not conf.flower_auth:
+            from worker.cli import flower_login
+
+            flower_login.install()
+            raise typer.Exit(celery(behind_the_console(flower_login.PROVIDER, port, address, context.args)))
         # The password is an argument of a call in this process, so it is in no list of processes.
-        raise typer.Exit(celery(arguments(settings().flower_auth, port, address, context.args)))
+        raise typer.Exit(celery(arguments(conf.flower_auth, port, address, context.args)))
 
 
 def arguments(auth: str, port: int, address: str | None, extra: list[str]) -> list[str]:
@@ -41,3 +47,12 @@ def arguments(auth: str, port: int, address: str | None, extra: list[str]) -> li
         auth = f"holdfast:{secrets.token_urlsafe(12)}"
         note(f"Flower asks for user and password: {auth.replace(':', ' ')} (HOLDFAST_FLOWER_AUTH sets your own)")
     return ["flower", *extra, f"--address={listen}", f"--port={port}", "--persistent=False", f"--basic_auth={auth}"]
+
+
+def behind_the_console(provider: str, port: int, address: str | None, extra: list[str]) -> list[str]:
+    """Return the arguments of `celery` that start Flower behind the console's login.
+
+    With `--auth` it asks for its own token with each form as well; whom that names is never looked at.
+    """
+    return ["flower", *extra, f"--address={address or '127.0.0.1'}", f"--port={port}", "--persistent=False", "--auth=console",
+            f"--auth_provider={provider}"]  # fmt: skip

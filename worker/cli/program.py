@@ -59,10 +59,11 @@ _RUN, _LOOK = "Run the system", "Work with it"
 def demo(
     count: Annotated[int, typer.Option("--jobs", min=1, help="Jobs to push through.")] = 5000,
     seed: Annotated[int | None, typer.Option(help="Repeat a run's faults; by default a new seed, which is printed.")] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Go on afterwards, with the console, until Ctrl-C.")] = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Push jobs through every entrance, break Redis and workers meanwhile, and count what is lost."""
-    raise typer.Exit(import_module("worker.cli.demo").run_demo(jobs=count, seed=seed, as_json=as_json))
+    raise typer.Exit(import_module("worker.cli.demo").run_demo(jobs=count, seed=seed, as_json=as_json, keep=keep))
 
 
 app.command(rich_help_panel=_RUN)(up)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from worker.cli import flower, gateway, options
+from worker.cli.invitation import invite
 from worker.cli.output import note
 from worker.cli.services import check_servers, services
 from worker.cli.worker import processes, specs
@@ -48,12 +49,18 @@ def up(
 
         programs = [_holdfast("relay", loglevel), _holdfast("beat", loglevel)]
         programs += specs(number, "worker", queues, concurrency, None, with_flower, loglevel, [])
+        addresses: dict[str, str] = {}
         if with_gateway:
             at = _port("The gateway", "--gateway-port", gateway_port, gateway.PORT)
             programs.append(_holdfast("gateway", loglevel, "--port", str(at)))
+            addresses["HOLDFAST_CONSOLE_URL"] = console = f"http://127.0.0.1:{at}/console"
+            # Real servers may be others' as well: who may see them is theirs to say.
+            invite(console) if stack else note(f"the console: {console}/ (`holdfast operators add` lets people in)")
         if with_flower:
-            programs.append(_holdfast("flower", None, "--port", str(_port("Flower", "--port", port, flower.PORT))))
-        supervisor = Supervisor([_located(spec) for spec in programs], tend=_healer(stack, note) if stack else None)
+            at = _port("Flower", "--port", port, flower.PORT)
+            programs.append(_holdfast("flower", None, "--port", str(at)))
+            addresses["HOLDFAST_FLOWER_URL"] = f"http://127.0.0.1:{at}/"
+        supervisor = Supervisor([_located(spec, addresses) for spec in programs], tend=_healer(stack, note) if stack else None)
         raise typer.Exit(supervisor.run())
 
 
@@ -64,14 +71,16 @@ def _holdfast(name: str, loglevel: str | None, *arguments: str) -> Spec:
     return Spec(name, [sys.executable, "-m", "worker.cli", name, *level, *arguments])
 
 
-def _located(spec: Spec) -> Spec:
-    """Tell a program where the servers are, so that it need not join the embedded stack by itself."""
+def _located(spec: Spec, addresses: Mapping[str, str]) -> Spec:
+    """Tell a program where the servers are, so that it need not join the embedded stack by itself, and where the others."""
     from dataclasses import replace
 
     from worker.settings import settings
 
     conf = settings()
-    return replace(spec, env={"DATABASE_URL": conf.database_url, "REDIS_URL": conf.redis_url, "CACHE_URL": conf.cache_url})
+    urls = {"DATABASE_URL": conf.database_url, "REDIS_URL": conf.redis_url, "CACHE_URL": conf.cache_url}
+    set_by_people = {name for name in addresses if getattr(conf, name.removeprefix("HOLDFAST_").lower())}
+    return replace(spec, env={**urls, **{name: url for name, url in addresses.items() if name not in set_by_people}})
 
 
 def _port(what: str, option: str, given: int | None, first: int) -> int:

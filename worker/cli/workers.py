@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import typer
 
 from worker.cli import options
@@ -20,35 +18,10 @@ _COLUMNS = {"name": "name", "status": "status", "online": "on-line", "running": 
 def ls(as_json: options.AsJson = False) -> None:
     """List the workers, those that left within a day included, with the jobs each runs."""
     with services():
-        from worker.db import statement
-        from worker.ledger import manage
-        from worker.settings import settings
+        from worker.engine import fleet
 
-        with statement() as conn:
-            rows = manage.list_workers(conn)
-        online = _online()
-        rows = [
-            {**row, "status": _status(row, settings().node_dead_s), "online": None if online is None else row["id"] in online}
-            for row in rows
-        ]
+        rows = fleet.listed()
     if as_json:
         emit(rows)
     else:
         table([{**row, "queues": ",".join(row["queues"]), "silent_s": f"{row['silent_s']:.1f}"} for row in rows], _COLUMNS)
-
-
-def _online() -> set[str] | None:
-    """Return the ids of the workers that are on-line by what they tell Redis; None while it is away."""
-    from worker.engine.node import FLEET
-    from worker.errors import StoreUnavailable
-
-    try:
-        return {device for devices in FLEET.online().values() for device in devices}
-    except StoreUnavailable:
-        return None
-
-
-def _status(row: dict[str, Any], dead_s: float) -> str:
-    if row["left_at"] is not None:
-        return "left"
-    return "silent" if row["silent_s"] > dead_s else "up"

@@ -190,7 +190,7 @@ class SessionMiddleware:
         if scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return
-        if self.insecure and not _is_loopback(scope):
+        if self.insecure and (client := scope.get("client")) and not is_loopback(client[0]):  # none: a Unix socket
             await _refuse(scope, receive, send, _NOT_LOOPBACK)
             return
         try:
@@ -277,10 +277,10 @@ def _header(scope: Scope, wanted: bytes) -> bytes:
     return next((bytes(value) for name, value in scope["headers"] if name == wanted), b"")
 
 
-def _is_loopback(scope: Scope) -> bool:
-    client = scope.get("client")
+def is_loopback(address: str) -> bool:
+    """Tell whether an address is of this machine's own loopback."""
     try:
-        return client is None or ip_address(client[0]).is_loopback  # None: a Unix socket
+        return ip_address(address).is_loopback
     except ValueError:
         return False
 

@@ -19,6 +19,7 @@ from worker.cli.demo.plan import Entrance, Plan
 from worker.cli.demo.screen import Screen, screen
 from worker.cli.demo.system import SHORTENED, Interrupts, System, apart
 from worker.cli.exits import ExitCode
+from worker.cli.invitation import invite
 from worker.cli.output import emit, note
 from worker.db import statement
 
@@ -28,11 +29,12 @@ _LOOK_S = 0.25
 _STALL_S = 45.0
 
 
-def run_demo(*, jobs: int = 5000, seed: int | None = None, as_json: bool = False) -> int:
+def run_demo(*, jobs: int = 5000, seed: int | None = None, as_json: bool = False, keep: bool = False) -> int:
     """Push so many jobs through every entrance, break Redis and a worker meanwhile, and count what came of them.
 
-    Runs on servers and in a folder of its own, whatever is configured. Returns the exit code: 0 if nothing was lost, doubled
-    or done against a rollback, 1 otherwise. Raises `ValueError` for too few jobs.
+    With `keep` everything goes on after the verdict, with a way into the console, until Ctrl-C. Runs on servers and in a folder
+    of its own, whatever is configured. Returns the exit code: 0 if nothing was lost, doubled or done against a rollback, else 1.
+    Raises `ValueError` for too few jobs.
     """
     plan = plans.make(jobs, secrets.randbelow(2**31) if seed is None else seed)
     with apart(), screen(as_json=as_json) as shown, Interrupts() as interrupts:
@@ -43,14 +45,21 @@ def run_demo(*, jobs: int = 5000, seed: int | None = None, as_json: bool = False
             figures = course.run()
             system.keep = not figures.passed
             shown.close(figures)
-    account = course.account(figures, shown.elapsed_s)
-    if as_json:
-        emit(account)
-    else:
-        print(account["verdict"])
+            _tell(course.account(figures, shown.elapsed_s), as_json)
+            if keep:
+                invite(f"{system.gateway_url}/console")
+                note("everything goes on until Ctrl-C")
+                interrupts.wait()
     if not figures.passed:
         note(f"to look into it: HOLDFAST_HOME={system.folder} holdfast jobs ls; the programs' log is {system.log}")
     return ExitCode.OK if figures.passed else ExitCode.NO
+
+
+def _tell(account: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        emit(account)
+    else:
+        print(account["verdict"], flush=True)
 
 
 class Course:

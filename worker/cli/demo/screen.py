@@ -70,7 +70,7 @@ class LiveScreen(Screen):
 
     def close(self, figures: Figures) -> None:
         self._figures = figures
-        self._live.refresh()
+        self._live.stop()
 
     def _draw(self) -> Group:
         parts: list[Table | Text] = []

@@ -88,7 +88,7 @@ class System:
             "DATABASE_URL": self.stack.postgres.url, "REDIS_URL": self.stack.redis.url, "CACHE_URL": self.stack.cache.url,
             "HOLDFAST_HOME": str(self.folder), "HOLDFAST_INCLUDE": "worker.cli.demo.tasks",
             "HOLDFAST_HTTP_ALLOW_PRIVATE": "true",  # the counting server is on loopback
-            "HOLDFAST_FLOWER_AUTH": self._flower_auth,
+            "HOLDFAST_FLOWER_AUTH": self._flower_auth, "HOLDFAST_FLOWER_URL": f"http://127.0.0.1:{self._port}/",
             "HOLDFAST_WEBHOOK_SECRETS": "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode(),
             "TMPDIR": str(self.folder),  # a worker that is killed leaves temporary files behind
             **{f"HOLDFAST_{name.upper()}": str(value) for name, value in SHORTENED.items()},
@@ -195,6 +195,11 @@ class Interrupts:
         """Raise `KeyboardInterrupt` if one has come."""
         if self._asked:
             raise KeyboardInterrupt
+
+    def wait(self) -> None:
+        """Wait until one comes; that is then what was asked for, and no interruption."""
+        while not self._asked:
+            time.sleep(0.2)
 
     def _note(self, *_: object) -> None:
         self._asked = True

@@ -20,7 +20,7 @@ from worker.errors import HoldfastError, LedgerUnavailable, StoreUnavailable
 from worker.ledger import operators
 from worker.ledger.operators import Operator
 from worker.live import Request as SessionRequest
-from worker.live import Sessions
+from worker.live import Session, Sessions
 from worker.settings import settings
 
 Handler = Callable[[Request, Operator], Any]
@@ -70,15 +70,14 @@ def admin(handler: Handler) -> Endpoint:
 
 def _for(role: str, handler: Handler) -> Endpoint:
     async def endpoint(request: Request) -> Response:
-        name = session_of(request).user
-        if name is None:
+        if session_of(request).user is None:
             return _to_login(request)
         request.state.csrf = await session_of(request).csrf_token()
         if request.method == "POST":
             request.state.form = await read_form(request)
         if not iscoroutinefunction(handler):
-            return await run_in_threadpool(_answer, request, name, role, handler)
-        who = await run_in_threadpool(_admitted, request, name, role)
+            return await run_in_threadpool(_answer, request, role, handler)
+        who = await run_in_threadpool(_admitted, request, role)
         if who is None:
             return _to_login(request)
         made: Response = await handler(request, who)
@@ -88,8 +87,8 @@ def _for(role: str, handler: Handler) -> Endpoint:
     return endpoint
 
 
-def _answer(request: Request, name: str, role: str, handler: Handler) -> Response:
-    who = _admitted(request, name, role)
+def _answer(request: Request, role: str, handler: Handler) -> Response:
+    who = _admitted(request, role)
     if who is None:
         return _to_login(request)
     if request.method != "POST":
@@ -111,14 +110,26 @@ def _called(handler: Handler, request: Request, who: Operator) -> Response:
     return made
 
 
-def _admitted(request: Request, name: str, role: str) -> Operator | None:
+def _admitted(request: Request, role: str) -> Operator | None:
     """Return the operator; None for one whose session counts no more. Raises `HTTPException` 403 for a role that is too low."""
-    who = repeatable(lambda conn: operators.find(conn, name))
-    if who is None or who.disabled_at is not None or request.session.get(STAMP) != stamp_of(who):
+    who = operator_of(session_of(request).session)
+    if who is None:
         return None
     request.state.operator = who
     if not who.may(role):
         raise HTTPException(403, f"This takes the role {role}; {who.name} is {who.role}.")
+    return who
+
+
+def operator_of(session: Session | None) -> Operator | None:
+    """Return the operator whose session this is; None for nobody's, and for one that counts no more.
+
+    Raises `LedgerUnavailable`: each request asks Postgres, so that a role, a password or a lock-out counts from the next one on.
+    """
+    name = session.user if session else None
+    who = repeatable(lambda conn: operators.find(conn, name)) if name else None
+    if session is None or who is None or who.disabled_at is not None or session.data.get(STAMP) != stamp_of(who):
+        return None
     return who
 
 

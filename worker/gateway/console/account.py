@@ -6,9 +6,11 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from worker.gateway.console.access import back, done, form, refused, session_of, sessions, viewer
+from worker.errors import InvalidOperator
+from worker.gateway.console.access import STAMP, back, done, form, refused, session_of, sessions, stamp_of, viewer
+from worker.gateway.console.login import wait_after
 from worker.gateway.console.pages import page
-from worker.ledger import trail
+from worker.ledger import operators, trail
 from worker.ledger.operators import Operator
 from worker.live.sessions import digest_of
 
@@ -40,6 +42,21 @@ def end_others(request: Request, who: Operator) -> Response:
 
 
 @viewer
+def change_password(request: Request, who: Operator) -> Response:
+    """Set another password, for who knows the one of now; the other sessions end."""
+    if wait_s := wait_after(request, who.name):
+        return refused(request, f"Too many tries. Come again in {wait_s} s.")
+    with trail.recording(who.name, "operator.password", who.name) as conn:
+        if operators.verify(conn, who.name, form(request).get("password", "")) is None:
+            raise InvalidOperator("the password of now is another one")
+        operators.set_password(conn, who.name, form(request).get("new", ""))
+        request.session[STAMP] = stamp_of(operators.get(conn, who.name))
+    session = session_of(request).session
+    sessions().end_all(who.name, but=session.id if session else None)
+    return done(request, "The password is changed.")
+
+
+@viewer
 def set_theme(request: Request, who: Operator) -> Response:
     """Keep the colours for this session; it is no act upon the system, and stands in no trail."""
     theme = form(request).get("theme", "")
@@ -56,5 +73,6 @@ routes = [
     Route("/account", show, methods=["GET"]),
     Route("/account/sessions/end", end, methods=["POST"]),
     Route("/account/sessions/end-others", end_others, methods=["POST"]),
+    Route("/account/password", change_password, methods=["POST"]),
     Route("/theme", set_theme, methods=["POST"]),
 ]

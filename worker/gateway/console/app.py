@@ -12,18 +12,24 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from worker.errors import HoldfastError
 from worker.gateway.console import (
     account,
+    audit,
     cache,
     callers,
     failing,
     flags,
+    flower,
     leaderboards,
     limits,
+    live,
     login,
+    operators,
+    overview,
     queues,
     schedules,
     static,
     streams,
     webhooks,
+    workers,
 )
 from worker.gateway.console.access import sessions
 from worker.gateway.state import Gateway
@@ -36,6 +42,7 @@ ROOT = "/console"
 PAGES = (
     login,
     account,
+    overview,
     queues,
     schedules,
     streams,
@@ -45,6 +52,10 @@ PAGES = (
     flags,
     cache,
     callers,
+    workers,
+    operators,
+    audit,
+    flower,
 )
 _FILES = f"{ROOT}/static/"
 
@@ -70,6 +81,7 @@ class Console:
     """The console as an ASGI application, to be mounted at `ROOT`."""
 
     def __init__(self, gateway: Gateway) -> None:
+        live.forget()
         pages = Starlette(routes=routes(), exception_handlers={
             HTTPException: failing.http_error, HoldfastError: failing.known_error, Exception: failing.unknown_error,
         })  # fmt: skip

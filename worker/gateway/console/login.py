@@ -12,7 +12,7 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from worker.db import statement
-from worker.gateway.console.access import STAMP, client_of, local, read_form, session_of, stamp_of
+from worker.gateway.console.access import STAMP, client_of, local, operator_of, read_form, session_of, stamp_of
 from worker.gateway.console.pages import page
 from worker.ledger import operators, trail
 from worker.ledger.operators import Operator
@@ -22,7 +22,7 @@ from worker.telemetry import log
 logger = log(__name__)
 
 #: Tries to log in under one name, and from one address. With Redis away there are no sessions either, so nothing is lost by
-#: refusing. Who guesses at a name keeps its operator out as well: a link of `holdfast` lets that one in all the same.
+#: refusing. Who guesses at a name keeps its operator out as well, for as long as it goes on: that is the price.
 _BY_NAME = Limiter("10/5 minutes", name="console-name")
 _BY_ADDRESS = Limiter("30/5 minutes", name="console-address")
 #: Two passwords are hashed at a time: each takes 64 MiB, and whoever floods this waits for itself alone.
@@ -35,7 +35,7 @@ _WRONG = "The name or the password is wrong."
 async def show(request: Request) -> Response:
     """Show the form."""
     target = local(request.query_params.get("next", ""))
-    if session_of(request).user is not None and not request.query_params.get("next"):
+    if await run_in_threadpool(operator_of, session_of(request).session) is not None:
         return RedirectResponse(target, 303)
     return await _form(request, target)
 
@@ -44,7 +44,7 @@ async def log_in(request: Request) -> Response:
     """Let an operator in whose name and password these are."""
     fields = await read_form(request)
     name, password, target = fields.get("name", "").strip()[:100], fields.get("password", ""), local(fields.get("next", ""))
-    wait_s = await run_in_threadpool(_wait_s, request, name)
+    wait_s = await run_in_threadpool(wait_after, request, name)
     if wait_s:
         return await _form(request, target, name, f"Too many tries. Come again in {wait_s} s.", 429, wait_s)
     who = await asyncio.get_running_loop().run_in_executor(_hashing, _verified, name, password)
@@ -63,7 +63,7 @@ async def show_link(request: Request) -> Response:
 async def log_in_by_link(request: Request) -> Response:
     """Let an operator in by a link that counts once."""
     fields = await read_form(request)
-    if wait_s := await run_in_threadpool(_wait_s, request, "link"):
+    if wait_s := await run_in_threadpool(wait_after, request, "link"):
         return await _form(request, "/console/", "", f"Too many tries. Come again in {wait_s} s.", 429, wait_s)
     who = await run_in_threadpool(_linked, fields.get("token", ""))
     if who is None:
@@ -102,7 +102,7 @@ def _write(name: str, action: str, client: str, **details: Any) -> None:
         trail.write(conn, name, action, name, address=client, **details)
 
 
-def _wait_s(request: Request, name: str) -> int:
+def wait_after(request: Request, name: str) -> int:
     """Count a try; return the seconds to wait before the next, 0 when this one may go on."""
     decision = try_acquire_all([_BY_NAME.on(name), _BY_ADDRESS.on(client_of(request))])
     return 0 if decision else max(1, round(decision.retry_after_s))

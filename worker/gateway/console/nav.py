@@ -19,6 +19,7 @@ class Entry(NamedTuple):
 #: Groups of entries, as they stand in the menu.
 MENU: tuple[tuple[str, tuple[Entry, ...]], ...] = (
     ("Work", (
+        Entry("/console/", "Overview", "overview"),
         Entry("/console/queues", "Queues", "queues"),
         Entry("/console/schedules", "Schedules", "schedules"),
         Entry("/console/streams", "Streams", "streams"),
@@ -32,6 +33,10 @@ MENU: tuple[tuple[str, tuple[Entry, ...]], ...] = (
         Entry("/console/callers", "Callers", "callers"),
     )),
     ("System", (
+        Entry("/console/workers", "Workers", "workers"),
+        Entry("/console/audit", "Audit log", "trail"),
+        Entry("/console/operators", "Operators", "operators", "admin"),
+        Entry("/console/flower", "Flower", "flower"),
     )),
 )  # fmt: skip
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
@@ -18,6 +19,8 @@ from worker.gateway.console.access import FLASH, back, form
 
 #: Longest JSON that a page shows, in characters.
 _LONGEST_JSON = 100_000
+#: Behind what a name may break; none of it stands inside what escaping makes of a sign.
+_BREAK = re.compile(r"([./:_-])(?=\w)")
 _SPANS = ((86_400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
 
@@ -69,7 +72,8 @@ def environment() -> Environment:
         loader=PackageLoader("worker.gateway.console"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True, auto_reload=False,
     )  # fmt: skip
-    made.filters.update(moment=moment, ago=ago, seconds=seconds, number=number, json_text=json_text)
+    made.filters.update(moment=moment, ago=ago, seconds=seconds, number=number, json_text=json_text,
+                        breaking=breaking)  # fmt: skip
     made.globals.update(static=static.address)
     return made
 
@@ -113,6 +117,11 @@ def number(value: float | None, absent: str = "–") -> str:
     if value is None:
         return absent
     return f"{value:,.0f}" if isinstance(value, int) or value >= 100 or value == int(value) else f"{value:,.2f}"
+
+
+def breaking(name: str) -> Markup:
+    """Write a name that may break, where there is no room for it, behind a dot and the like rather than anywhere."""
+    return Markup(_BREAK.sub(r"\1<wbr>", str(escape(name))))  # noqa: S704 - escaped before anything is put in
 
 
 def json_text(value: Any) -> str:
