@@ -11,7 +11,7 @@ from typing import TypeVar
 import pytest
 from redis import Redis
 
-from tests import harness
+from tests import browser, harness
 from worker.cache import hot
 from worker.cache.cached import _loaders, _refresher
 from worker.embedded import Stack, ensure
@@ -42,6 +42,13 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
     if report.failed:
         report.sections += [(f"log of {program.name}", program.tail()) for program in harness.programs]
     return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say plainly that tests which need a browser did not run, where that is so."""
+    ran = any("tests/console/" in report.nodeid for report in terminalreporter.getreports("passed"))
+    if ran and browser.find() is None:
+        terminalreporter.write_line(browser.MISSING, yellow=True, bold=True)
 
 
 def pytest_sessionfinish() -> None:

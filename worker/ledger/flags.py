@@ -117,7 +117,7 @@ def remove(conn: psycopg.Connection[Any], name: str, *, actor: str, note: str = 
 
 
 def _old(conn: psycopg.Connection[Any], name: str) -> dict[str, Any] | None:
-    row = conn.execute(_OLD, (name,)).fetchone()
+    row = conn.execute(_OLD, (name.replace("\0", "\\0"),)).fetchone()
     return row and dict(zip(("on", "share", "allow", "deny"), row, strict=True))
 
 

@@ -149,7 +149,7 @@ def put(conn: psycopg.Connection[Any], policy: Policy) -> Policy:
 def remove(conn: psycopg.Connection[Any], name: str) -> None:
     """Remove a policy of the table; one of the settings with its name holds again. Raises `LimitNotFound`."""
     with outbox.transaction(conn) as changes:
-        if conn.execute(_REMOVE, (name,)).fetchone() is None:
+        if conn.execute(_REMOVE, (name.replace("\0", "\\0"),)).fetchone() is None:
             raise LimitNotFound(f"no limit policy {name!r} is set; see `holdfast limits ls`", name=name)
         changes.add(keys=[_kept.key("all")])
     look_again()

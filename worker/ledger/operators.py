@@ -65,7 +65,7 @@ class Operator(msgspec.Struct, frozen=True):
 
 def find(conn: psycopg.Connection[Any], name: str) -> Operator | None:
     """Return an operator, disabled ones too; None when nobody has the name."""
-    row = conn.execute(_FIND, (name.replace("\0", ""),)).fetchone()
+    row = conn.execute(_FIND, (name.replace("\0", "\\0"),)).fetchone()
     return Operator(*row) if row else None
 
 
@@ -137,9 +137,10 @@ def verify(conn: psycopg.Connection[Any], name: str, password: str) -> Operator 
 
     It takes as long for a name that nobody has.
     """
-    row = conn.execute(_HASH, (name.replace("\0", ""),)).fetchone()
+    row = conn.execute(_HASH, (name.replace("\0", "\\0"),)).fetchone()
+    nobody = _nobody()
     try:
-        _hasher().verify(row[0] if row else _nobody(), password[:LONGEST])
+        _hasher().verify(row[0] if row else nobody, password[:LONGEST])
     except (VerificationError, InvalidHashError):
         return None
     found = find(conn, name)

@@ -67,7 +67,7 @@ def among(which: Filter) -> Filter:
 
 def show(conn: psycopg.Connection[Any], delivery_id: str) -> dict[str, Any]:
     """Return a delivery's record. Raises `JobNotFound` also for a job that is none."""
-    found = manage.show(conn, delivery_id)
+    found = manage.show(conn, delivery_id.replace("\0", "\\0"))
     if found["task"] != TASK:
         raise JobNotFound(f"job {delivery_id} is no delivery of a callback; see `holdfast webhooks ls`")
     return found

@@ -16,7 +16,7 @@ from worker.cache.warm import planned
 from worker.db import statement
 from worker.errors import CacheError, CacheKeyError, StoreUnavailable
 from worker.gateway.console.access import done, form, operator, viewer
-from worker.gateway.console.drafts import REFUSALS, Draft, lines
+from worker.gateway.console.drafts import REFUSALS, Draft, asked, lines
 from worker.gateway.console.pages import confirm, page
 from worker.gateway.state import gateway_of
 from worker.ledger import trail
@@ -36,7 +36,7 @@ def show(request: Request, who: Operator) -> Response:
 @viewer
 def show_entry(request: Request, who: Operator) -> Response:
     """Show what is cached under a key."""
-    key = request.query_params.get("key", "").strip()
+    key = asked(request, "key")
     try:
         found = describe(full_key("", key))
     except CacheKeyError as exc:

@@ -13,7 +13,7 @@ from worker.clock import parse_duration
 from worker.db import statement
 from worker.errors import InvalidCaller, StoreUnavailable
 from worker.gateway.console.access import Form, admin, done, form, refused, viewer
-from worker.gateway.console.drafts import REFUSALS, Draft, words
+from worker.gateway.console.drafts import REFUSALS, Draft, asked, words
 from worker.gateway.console.pages import confirm, page
 from worker.ledger import boards, callers, trail
 from worker.ledger.callers import SCOPES
@@ -38,7 +38,7 @@ def show(request: Request, who: Operator) -> Response:
 def show_one(request: Request, who: Operator) -> Response:
     """Show one caller and how many of its jobs ended lately."""
     with statement() as conn:
-        row = callers.get(conn, request.query_params.get("name", ""))
+        row = callers.get(conn, asked(request, "name"))
     return page(request, "caller.html", row=row, usage=_usage(row["name"]))
 
 
@@ -65,7 +65,7 @@ def add(request: Request, who: Operator) -> Response:
 def edit(request: Request, who: Operator) -> Response:
     """Ask what a caller may do from now on."""
     with statement() as conn:
-        row = callers.get(conn, request.query_params.get("name", ""))
+        row = callers.get(conn, asked(request, "name"))
     values = {"name": row["name"], "tasks": "\n".join(row["tasks"] or ()), "queues": "\n".join(row["queues"] or ()),
               "rate": row["rate"] or ""}  # fmt: skip
     return _form(request, Draft(values), row["scopes"], row)
@@ -89,7 +89,7 @@ def change(request: Request, who: Operator) -> Response:
 def ask_rotate(request: Request, who: Operator) -> Response:
     """Ask how long the key before still counts."""
     with statement() as conn:
-        row = callers.get(conn, request.query_params.get("name", ""))
+        row = callers.get(conn, asked(request, "name"))
     return page(request, "caller_rotate.html", row=row, draft=Draft({"overlap": "1d"}))
 
 

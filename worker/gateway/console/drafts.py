@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from starlette.requests import Request
+
 from worker.errors import HoldfastError, LedgerUnavailable, StoreUnavailable
 
 #: What says that a form cannot be carried out as it was filled in; see `Draft.refused`.
@@ -31,6 +33,11 @@ class Draft:
             raise exc
         about = [str(getattr(exc, "field", "")).partition(".")[0], str(exc).partition(":")[0]]
         return cls(given, str(exc), next((names[name] for name in about if name in names), ""))
+
+
+def asked(request: Request, name: str) -> str:
+    """Return what an address asks for by a name; U+0000 written out, which no server keeps."""
+    return request.query_params.get(name, "").strip().replace("\0", "\\0")
 
 
 def words(text: str) -> list[str]:

@@ -13,7 +13,7 @@ from starlette.routing import Route
 from worker.db import statement
 from worker.errors import FlagNotFound, InvalidLive
 from worker.gateway.console.access import admin, done, form, viewer
-from worker.gateway.console.drafts import REFUSALS, Draft, lines
+from worker.gateway.console.drafts import REFUSALS, Draft, asked, lines
 from worker.gateway.console.pages import confirm, page
 from worker.gateway.state import gateway_of
 from worker.ledger import callers, flags, trail
@@ -41,7 +41,7 @@ def show(request: Request, who: Operator) -> Response:
 @viewer
 def show_one(request: Request, who: Operator) -> Response:
     """Show one flag and who changed it, also one that was removed."""
-    name = request.query_params.get("name", "")
+    name = asked(request, "name")
     with statement() as conn:
         row, changes = flags.get(conn, name), flags.history(conn, name, limit=_CHANGES)
     if row is None and not changes:
@@ -53,13 +53,13 @@ def show_one(request: Request, who: Operator) -> Response:
 @admin
 def new(request: Request, who: Operator) -> Response:
     """Ask for a new flag."""
-    return _form(request, Draft({"value": "off", "name": request.query_params.get("name", "")}))
+    return _form(request, Draft({"value": "off", "name": asked(request, "name")}))
 
 
 @admin
 def edit(request: Request, who: Operator) -> Response:
     """Ask what to change about a flag."""
-    name = request.query_params.get("name", "")
+    name = asked(request, "name")
     with statement() as conn:
         row = flags.get(conn, name)
     if row is None:

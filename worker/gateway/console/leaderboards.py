@@ -10,6 +10,7 @@ from starlette.routing import Route
 
 from worker.cache import hot
 from worker.gateway.console.access import done, form, operator, viewer
+from worker.gateway.console.drafts import asked
 from worker.gateway.console.pages import page
 from worker.gateway.state import gateway_of
 from worker.ledger import boards, trail
@@ -30,7 +31,7 @@ _COUNT = 10
 @viewer
 def show(request: Request, who: Operator) -> Response:
     """Show the boards of the hour, day or week that is now."""
-    window = _window(request.query_params.get("window", ""))
+    window = _window(asked(request, "window"))
     told = [{"name": name, "title": title, "told": figure, "to": to, "places": boards.board(name, window).top(_COUNT)}
             for name, title, figure, to in _BOARDS]  # fmt: skip
     return page(request, "leaderboards.html", window=window, windows=boards.WINDOWS, boards=told, hot=_hottest())

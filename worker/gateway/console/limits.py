@@ -12,7 +12,7 @@ from starlette.routing import Route
 from worker.db import statement
 from worker.errors import InvalidLimit, LimitNotFound, StoreUnavailable
 from worker.gateway.console.access import admin, done, form, refused, viewer
-from worker.gateway.console.drafts import REFUSALS, Draft
+from worker.gateway.console.drafts import REFUSALS, Draft, asked
 from worker.gateway.console.pages import confirm, page
 from worker.ledger import balances, limits, trail
 from worker.ledger.operators import Operator
@@ -33,18 +33,23 @@ _LONGEST = 200
 @viewer
 def show(request: Request, who: Operator) -> Response:
     """List the policies, and what the budgets stand at."""
-    within = request.query_params.get("subject", "").strip()
+    within = asked(request, "subject")
     with statement() as conn:
+        kept = limits.kept_names(conn)
         known = balances.subjects(conn, within=within, limit=_SUBJECTS)
-        rows, kept = balances.balances(conn, known), limits.kept_names(conn)
+        try:
+            rows, trouble = balances.balances(conn, known), ""
+        except InvalidLimit as exc:  # a budget that was written by hand, and wrongly: it is mended here
+            rows, trouble = [], str(exc)
     policies = [{**policy, "here": policy["name"] in kept} for policy in limits.policies()]
-    return page(request, "limits.html", policies=policies, balances=rows, within=within, is_whole=len(known) < _SUBJECTS)
+    return page(request, "limits.html", policies=policies, balances=rows, within=within, trouble=trouble,
+                is_whole=len(known) < _SUBJECTS)  # fmt: skip
 
 
 @viewer
 def show_one(request: Request, who: Operator) -> Response:
     """Show one limit: the keys it counts for, what each has left, and who holds its slots."""
-    name = request.query_params.get("name", "")
+    name = asked(request, "name")
     policy = _policy(name)
     with statement() as conn:
         is_here = name in limits.kept_names(conn)
@@ -61,7 +66,7 @@ def new(request: Request, who: Operator) -> Response:
 @admin
 def edit(request: Request, who: Operator) -> Response:
     """Ask what to change about a policy."""
-    policy = _policy(request.query_params.get("name", ""))
+    policy = _policy(asked(request, "name"))
     values = {name: str(value) for name, value in policy.items()}
     return _form(request, Draft({**values, "enabled": "yes" if policy["enabled"] else ""}), is_new=False)
 

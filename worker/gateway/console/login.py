@@ -63,7 +63,7 @@ async def show_link(request: Request) -> Response:
 async def log_in_by_link(request: Request) -> Response:
     """Let an operator in by a link that counts once."""
     fields = await read_form(request)
-    if wait_s := await run_in_threadpool(wait_after, request, "link"):
+    if wait_s := await run_in_threadpool(wait_after, request):
         return await _form(request, "/console/", "", f"Too many tries. Come again in {wait_s} s.", 429, wait_s)
     who = await run_in_threadpool(_linked, fields.get("token", ""))
     if who is None:
@@ -102,9 +102,10 @@ def _write(name: str, action: str, client: str, **details: Any) -> None:
         trail.write(conn, name, action, name, address=client, **details)
 
 
-def wait_after(request: Request, name: str) -> int:
-    """Count a try; return the seconds to wait before the next, 0 when this one may go on."""
-    decision = try_acquire_all([_BY_NAME.on(name), _BY_ADDRESS.on(client_of(request))])
+def wait_after(request: Request, name: str | None = None) -> int:
+    """Count a try, under a name if there is one; return the seconds to wait before the next, 0 when this one may go on."""
+    charges = [_BY_ADDRESS.on(client_of(request)), *([_BY_NAME.on(name)] if name is not None else [])]
+    decision = try_acquire_all(charges)
     return 0 if decision else max(1, round(decision.retry_after_s))
 
 

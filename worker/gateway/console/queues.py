@@ -12,7 +12,7 @@ from starlette.routing import Route
 from worker.db import statement
 from worker.errors import UnknownQueue
 from worker.gateway.console.access import done, form, operator, viewer
-from worker.gateway.console.drafts import REFUSALS, Draft
+from worker.gateway.console.drafts import REFUSALS, Draft, asked
 from worker.gateway.console.pages import confirm, page
 from worker.ledger import manage, priorities, trail
 from worker.ledger.operators import Operator
@@ -29,7 +29,7 @@ def show(request: Request, who: Operator) -> Response:
 @viewer
 def show_one(request: Request, who: Operator) -> Response:
     """Show one queue."""
-    name = request.query_params.get("queue", "")
+    name = asked(request, "queue")
     return _one(request, name, Draft({"window": str(_own_window(name) or "")}))
 
 

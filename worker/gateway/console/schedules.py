@@ -15,7 +15,7 @@ from worker.engine import beat
 from worker.engine.schemas import check_arguments, find_task
 from worker.errors import HoldfastError, InvalidSchedule
 from worker.gateway.console.access import done, form, operator, viewer
-from worker.gateway.console.drafts import REFUSALS, Draft
+from worker.gateway.console.drafts import REFUSALS, Draft, asked
 from worker.gateway.console.pages import confirm, page
 from worker.gateway.console.timetable import draft_of, spec_of
 from worker.gateway.state import gateway_of
@@ -40,7 +40,7 @@ def show(request: Request, who: Operator) -> Response:
 @viewer
 def show_one(request: Request, who: Operator) -> Response:
     """Show one schedule: what it sends, its next ticks, and what became of the last."""
-    name = request.query_params.get("name", "")
+    name = asked(request, "name")
     with statement() as conn:
         row = schedules.get(conn, name)
         last = row["last_tick"] and beat.job_id(name, row["last_tick"])
@@ -72,7 +72,7 @@ def add(request: Request, who: Operator) -> Response:
 def edit(request: Request, who: Operator) -> Response:
     """Ask what to change about a schedule."""
     with statement() as conn:
-        row = schedules.get(conn, request.query_params.get("name", ""))
+        row = schedules.get(conn, asked(request, "name"))
     return _form(request, Draft(draft_of(row)), row)
 
 

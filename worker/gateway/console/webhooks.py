@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from psycopg.errors import QueryCanceled
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -9,7 +10,7 @@ from starlette.routing import Route
 from models import JobState
 from worker.db import statement
 from worker.gateway.console.access import done, form, operator, viewer
-from worker.gateway.console.drafts import REFUSALS, Draft
+from worker.gateway.console.drafts import REFUSALS, Draft, asked
 from worker.gateway.console.pages import confirm, page
 from worker.ledger import manage, trail, webhooks
 from worker.ledger.manage import Filter
@@ -23,7 +24,7 @@ _STATES = tuple(JobState)
 @viewer
 def show(request: Request, who: Operator) -> Response:
     """List deliveries, the newest first."""
-    given = {name: request.query_params.get(name, "").strip() for name in ("job", "state", "caller", "before")}
+    given = {name: asked(request, name) for name in ("job", "state", "caller", "before")}
     which = webhooks.among(Filter([given["state"]] if given["state"] else None, caller=given["caller"] or None))
     try:
         with statement() as conn:
@@ -33,9 +34,10 @@ def show(request: Request, who: Operator) -> Response:
             else:
                 rows = manage.list_jobs_within(conn, _LONGEST_S, which, limit=_PAGE, before=given["before"] or None)
                 found = [manage.show(conn, row["id"]) for row in rows]
+    except QueryCanceled:
+        return _refused(request, Draft(given, f"It takes more than {_LONGEST_S} s to look for these: narrow it."))
     except REFUSALS as exc:
-        draft = Draft.refused(given, exc, {})
-        return page(request, "webhooks.html", status=422, draft=draft, deliveries=[], older=None, states=_STATES)
+        return _refused(request, Draft.refused(given, exc, {}))
     older = rows[-1]["cursor"] if len(rows) == _PAGE else None
     deliveries = [webhooks.told(row) for row in found]
     return page(request, "webhooks.html", draft=Draft(given), deliveries=deliveries, older=older, states=_STATES)
@@ -45,7 +47,7 @@ def show(request: Request, who: Operator) -> Response:
 def show_one(request: Request, who: Operator) -> Response:
     """Show a delivery: what is told, to whom, and how each try went."""
     with statement() as conn:
-        row = webhooks.show(conn, request.query_params.get("id", ""))
+        row = webhooks.show(conn, asked(request, "id"))
     return page(request, "webhook.html", delivery=webhooks.told(row), attempts=row["attempts"])
 
 
@@ -59,6 +61,10 @@ def redeliver(request: Request, who: Operator) -> Response:
     with trail.recording(who.name, "webhook.redeliver", delivery) as conn:
         how = webhooks.redeliver(conn, delivery)
     return done(request, f"{delivery} is {how}.")
+
+
+def _refused(request: Request, draft: Draft) -> Response:
+    return page(request, "webhooks.html", status=422, draft=draft, deliveries=[], older=None, states=_STATES)
 
 
 routes = [
