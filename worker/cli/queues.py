@@ -54,11 +54,11 @@ def window(
     """Set how many jobs of a queue may lie in Redis at a time; the others wait in Postgres."""
     with services():
         from worker.db import statement
-        from worker.ledger import manage
+        from worker.ledger import manage, queues
 
         with statement() as conn:
             check_queue(queue, [row["queue"] for row in manage.list_queues(conn)])
-            manage.set_window(conn, queue, jobs)
+            queues.set_window(conn, queue, jobs)
     print(f"window of {queue}: {'as the setting says' if jobs is None else jobs}")
 
 

@@ -14,7 +14,7 @@ from worker.errors import UnknownQueue
 from worker.gateway.console.access import done, form, operator, viewer
 from worker.gateway.console.drafts import REFUSALS, Draft, asked
 from worker.gateway.console.pages import confirm, page
-from worker.ledger import manage, priorities, trail
+from worker.ledger import manage, priorities, queues, trail
 from worker.ledger.operators import Operator
 from worker.settings import settings
 
@@ -61,7 +61,7 @@ def set_window(request: Request, who: Operator) -> Response:
     try:
         window = _number(text)
         with trail.recording(who.name, "queue.set_window", queue, window=window, before=_own_window(queue)) as conn:
-            manage.set_window(conn, queue, window)
+            queues.set_window(conn, queue, window)
     except REFUSALS as exc:
         return _one(request, queue, Draft.refused(form(request), exc, {"window": "window"}), status=422)
     said = f"{window:,}" if window else f"{settings().window:,}, as the setting says"
@@ -86,13 +86,13 @@ def _queue_of(request: Request) -> str:
 
 
 def _own_window(queue: str) -> int | None:
-    kept: list[Any] = manage.queue_settings()
+    kept: list[Any] = queues.queue_settings()
     return next((row["window"] for row in kept if row["name"] == queue), None)
 
 
 def _number(text: str) -> int | None:
     if text and not (text.isascii() and text.isdigit()):
-        raise ValueError(f"window: {text[:40]!r} is not a whole number from 1 to {manage.MOST_WINDOW}")
+        raise ValueError(f"window: {text[:40]!r} is not a whole number from 1 to {queues.MOST_WINDOW}")
     return int(text) if text else None
 
 
