@@ -87,6 +87,23 @@ def test_dead_letters_are_put_back_and_dropped_in_a_browser(
     assert rows == [("stream.drop",), ("stream.requeue",), ("stream.requeue_all",)]
 
 
+def test_queue_is_given_a_window_in_a_browser(
+    site: Site, tab: Callable[..., Page], shoot: Callable[[Page, str], None], db: psycopg.Connection[Any]
+) -> None:
+    for priority in (0, 5, 5, 9):
+        app.send_task("tests.sample_tasks.noop", priority=priority)
+    page = tab("operator")
+    page.goto("/console/queues")
+    page.get_by_role("link", name="default", exact=True).click()
+    expect(page.get_by_role("row", name="3 to 5").get_by_role("cell")).to_have_text(["0", "2", "2"])
+    page.get_by_label("Jobs in Redis at a time").fill("3")
+    page.get_by_role("button", name="Set the window").click()
+    expect(page.get_by_role("status")).to_have_text("The window of default is 3.")
+    expect(page.get_by_text("of a window of 3")).to_be_visible()
+    shoot(page, "queue")
+    assert db.execute('SELECT "window" FROM queues').fetchall() == [(3,)]
+
+
 def test_delivery_is_shown_and_sent_again_in_a_browser(
     site: Site, tab: Callable[..., Page], shoot: Callable[[Page, str], None], db: psycopg.Connection[Any]
 ) -> None:

@@ -31,8 +31,9 @@ class Draft:
         told = isinstance(exc, HoldfastError) or type(exc) is ValueError
         if not told or isinstance(exc, LedgerUnavailable | StoreUnavailable):
             raise exc
-        about = [str(getattr(exc, "field", "")).partition(".")[0], str(exc).partition(":")[0]]
-        return cls(given, str(exc), next((names[name] for name in about if name in names), ""))
+        named, _, rest = str(exc).partition(": ")
+        about = [str(getattr(exc, "field", "")).partition(".")[0], named]
+        return cls(given, rest if named in names else str(exc), next((names[name] for name in about if name in names), ""))
 
 
 def asked(request: Request, name: str) -> str:
