@@ -122,7 +122,7 @@ def programs_path() -> str:
 def forget() -> None:
     """Make this process read its settings anew and connect anew: closes and drops what it has cached."""
     from worker import db
-    from worker.ledger import flags, limits, publish
+    from worker.ledger import flags, limits, publish, queues
     from worker.settings import settings
     from worker.store import client
 
@@ -136,6 +136,7 @@ def forget() -> None:
             role().close()
         role.cache_clear()
     limits.look_again()
+    queues.look_again()
     publish._seen_epoch = ("", 0.0)
     publish._full_until.clear()
     settings.cache_clear()

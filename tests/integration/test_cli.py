@@ -218,6 +218,17 @@ def test_queues_are_listed_paused_and_resumed(holdfast: Callable[..., Said]) -> 
     assert not holdfast("queues", "ls", "--json").document[0]["paused"]
 
 
+def test_queue_keeps_to_its_own_window(holdfast: Callable[..., Said]) -> None:
+    assert holdfast("queues", "window", "default", "2") == (0, "window of default: 2\n", "")
+    for _ in range(4):
+        holdfast("run", ADD, "1", "2")
+    (queue,) = holdfast("queues", "ls", "--json").document
+    assert (queue["window"], queue["sent"], queue["in_redis"], queue["backlog"]) == (2, 2, 2, 2)
+    assert "from 1 to 100000" in holdfast("queues", "window", "default", "0").err
+    assert holdfast("queues", "window", "default").out == "window of default: as the setting says\n"
+    assert holdfast("queues", "ls", "--json").document[0]["window"] > 2
+
+
 def test_queues_are_listed_without_redis(holdfast: Callable[..., Said], stack: Stack) -> None:
     stack.redis.kill()
     said = holdfast("queues", "ls", "--json")

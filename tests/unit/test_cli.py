@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from worker import errors
+from worker import errors, typed
 from worker.cli import parse
 from worker.cli.exits import MEANINGS, ExitCode, code_of
 from worker.cli.output import shown
@@ -26,13 +26,13 @@ ROOT = Path(__file__).resolve().parents[2]
     [("1", 1), ("-2.5", -2.5), ('"1"', "1"), ("true", True), ('{"a": [1]}', {"a": [1]}), ("hello", "hello"), ("NaN", "NaN")],
 )
 def test_an_argument_is_json_when_it_is_and_text_otherwise(text: str, value: object) -> None:
-    assert parse.json_value(text) == value
+    assert typed.json_value(text) == value
 
 
 @pytest.mark.parametrize("text", ["[1]", "1", "{", "nonsense", '{"a": Infinity}'])
 def test_wrong_keyword_arguments_are_named_with_the_accepted_form(text: str) -> None:
     with pytest.raises(ValueError, match=r"is not (a )?JSON.*\{\"name\": \"value\"\}") as caught:
-        parse.json_object(text)
+        typed.json_object(text)
     assert repr(text) in str(caught.value)
 
 

@@ -59,18 +59,34 @@ def warm(
     return done
 
 
+def planned() -> list[dict[str, Any]]:
+    """Return what the code plans to keep warm, by `loader`, `args` and `key`, and what `peek.describe` tells of it by now.
+
+    Raises `StoreUnavailable`.
+    """
+    found = []
+    for loader, args in _planned():
+        if (key := _key_of(loader, args)) is not None:
+            found.append({"loader": loader.name, "args": list(args), "key": key, "entry": describe(key)})
+    return found
+
+
 def _candidates(most: int) -> Iterator[tuple[str, Callable[[], Any]]]:
     """Yield each key once with what refreshes it, the planned ones first."""
     seen: set[str] = set()
     for loader, args in (*_planned(), *_hottest(most)):
-        try:
-            key = loader.resumed_key(args)
-        except Exception as exc:  # whatever its check raises included
-            logger.warning("arguments to keep warm do not fit their loader", loader=loader.name, error=str(exc))
-            continue
-        if key not in seen:
+        key = _key_of(loader, args)
+        if key is not None and key not in seen:
             seen.add(key)
             yield key, partial(loader.resume, args)
+
+
+def _key_of(loader: Cached[Any, Any], args: Sequence[Any]) -> str | None:
+    try:
+        return loader.resumed_key(args)
+    except Exception as exc:  # whatever its check raises included
+        logger.warning("arguments to keep warm do not fit their loader", loader=loader.name, error=str(exc))
+        return None
 
 
 def _planned() -> Iterator[tuple[Cached[Any, Any], Sequence[Any]]]:

@@ -23,9 +23,6 @@ _HOT = {"name": "loader", "args": "arguments", "reads": "reads lately"}
 _WARMED = {"key": "key", "outcome": "outcome", "advanced": "advanced", "load": "load (s)", "age": "age before (s)",
            "error": "error"}  # fmt: skip
 
-#: What `stats` tells of the server, by Redis's own names.
-_SERVER = ("used_memory", "maxmemory", "maxmemory_policy", "keyspace_hits", "keyspace_misses", "evicted_keys", "expired_keys")
-
 
 @app.command("stats")
 def stats(as_json: options.AsJson = False) -> None:
@@ -34,21 +31,11 @@ def stats(as_json: options.AsJson = False) -> None:
     Hits, misses and loads of each region are counters of each process, on its metrics.
     """
     with services():
-        from worker.cache import outbox
+        from worker.cache.figures import figures
         from worker.db import statement
-        from worker.store import cache
 
-        with cache().use() as client:
-            told = {**client.info("memory"), **client.info("stats")}
-            keys = client.dbsize()
         with statement() as conn:
-            owed, oldest_s = outbox.owed(conn)
-    asked = told["keyspace_hits"] + told["keyspace_misses"]
-    document = {
-        "keys": keys, **{name: told.get(name) for name in _SERVER},
-        "hit_rate": round(told["keyspace_hits"] / asked, 4) if asked else None,
-        "owed_invalidations": owed, "oldest_owed_s": oldest_s,
-    }  # fmt: skip
+            document = figures(conn)
     emit(document) if as_json else record((name.replace("_", " "), value) for name, value in document.items())
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import getpass
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -55,11 +55,12 @@ def set_(
     an attribute's value (task, queue, caller, door or key), `--deny` keeps it off; both may be repeated.
     """
     from worker.live import flag
+    from worker.live.flags import parse_listed
 
     if value not in ("on", "off"):
         raise ValueError(f"a flag is on or off, not {value!r}; a part of the keys is --percent")
     rule = flag(name, on=value == "on", share=None if percent is None else round(percent * 100),
-                allow=_by_attribute(allow), deny=_by_attribute(deny))  # fmt: skip
+                allow=parse_listed(allow or ()), deny=parse_listed(deny or ()))  # fmt: skip
     with services():
         from worker.db import statement
         from worker.ledger import flags
@@ -97,21 +98,7 @@ def history(
     if as_json:
         emit(rows)
     else:
-        told = [{**row, "was": _told(row["name"], row["before"]), "is": _told(row["name"], row["after"])} for row in rows]
-        table(told, _CHANGES, cut=("was", "is", "note"))
+        told = flags.told
+        shown = [{**row, "was": told(row["name"], row["before"]), "is": told(row["name"], row["after"])} for row in rows]
+        table(shown, _CHANGES, cut=("was", "is", "note"))
 
-
-def _told(name: str, rule: dict[str, Any] | None) -> str:
-    from worker.live import flag
-
-    return "none" if rule is None else str(flag(name, **rule))
-
-
-def _by_attribute(given: list[str] | None) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    for text in given or ():
-        attribute, equals, value = text.partition("=")
-        if not attribute or not equals or not value:
-            raise ValueError(f"{text!r} is not attribute=value, such as caller=acme")
-        found.setdefault(attribute, []).append(value)
-    return found

@@ -1,4 +1,4 @@
-"""`holdfast queues`: how full each queue is, and pausing one."""
+"""`holdfast queues`: how full each queue is, pausing one, and its window."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from worker.cli.output import emit, table
 from worker.cli.registry import check_queue
 from worker.cli.services import services
 
-app = typer.Typer(no_args_is_help=True, help="Look at queues, pause and resume them.")
+app = typer.Typer(no_args_is_help=True, help="Look at queues, pause and resume them, set their windows.")
 
 _COLUMNS = {"queue": "queue", "status": "status", "scheduled": "scheduled", "backlog": "in Postgres", "sent": "sent",
             "running": "running", "in_redis": "in Redis", "window": "window", "oldest": "oldest due (UTC)"}  # fmt: skip
@@ -44,6 +44,22 @@ def pause(queue: _Name) -> None:
 def resume(queue: _Name) -> None:
     """Let the jobs of a paused queue start again."""
     _set(queue, paused=False)
+
+
+@app.command("window")
+def window(
+    queue: _Name,
+    jobs: Annotated[int | None, typer.Argument(metavar="[JOBS]", help="How many; by default as the setting says.")] = None,
+) -> None:
+    """Set how many jobs of a queue may lie in Redis at a time; the others wait in Postgres."""
+    with services():
+        from worker.db import statement
+        from worker.ledger import manage, queues
+
+        with statement() as conn:
+            check_queue(queue, [row["queue"] for row in manage.list_queues(conn)])
+            queues.set_window(conn, queue, jobs)
+    print(f"window of {queue}: {'as the setting says' if jobs is None else jobs}")
 
 
 def _set(queue: str, *, paused: bool) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from worker import typed
 from worker.cli import parse
 from worker.cli.exits import ExitCode
 from worker.cli.output import emit, note
@@ -29,7 +30,7 @@ def run(
     ] = None,
     kwargs: Annotated[
         dict[str, Any] | None,
-        typer.Option(parser=parse.json_object, metavar="JSON", help="Its keyword arguments, a JSON object."),
+        typer.Option(parser=typed.json_object, metavar="JSON", help="Its keyword arguments, a JSON object."),
     ] = None,
     delay: Annotated[
         timedelta | None,
@@ -66,7 +67,7 @@ def run(
 
         app = load()
         found = find_task(app, task)
-        positional, named = [parse.json_value(text) for text in args or ()], kwargs or {}
+        positional, named = [typed.json_value(text) for text in args or ()], kwargs or {}
         check_arguments(found, positional, named)
         if queue is not None:
             check_queue(queue)

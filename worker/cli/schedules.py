@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from worker import typed
 from worker.cli import options, parse
 from worker.cli.output import emit, record, table
 from worker.cli.registry import check_queue, load
@@ -30,7 +31,7 @@ _Every = Annotated[
 ]
 _Kwargs = Annotated[
     dict[str, Any] | None,
-    typer.Option("--kwargs", parser=parse.json_object, metavar="JSON", help="Keyword arguments, a JSON object."),
+    typer.Option("--kwargs", parser=typed.json_object, metavar="JSON", help="Keyword arguments, a JSON object."),
 ]
 _Zone = Annotated[
     str | None, typer.Option("--timezone", metavar="ZONE", help="Zone of the crontab, such as Europe/Berlin; by default UTC.")
@@ -88,7 +89,7 @@ def add(
         from worker.engine.schemas import check_arguments, find_task
         from worker.ledger import schedules
 
-        positional = [parse.json_value(text) for text in args or ()]
+        positional = [typed.json_value(text) for text in args or ()]
         check_arguments(find_task(load(), task), positional, kwargs or {})
         spec = schedules.Spec(
             name, task, positional, kwargs or {}, _sending(queue, priority, expires), crontab, parse.seconds(every),
@@ -103,7 +104,7 @@ def add(
 def edit(
     name: _Name,
     task: Annotated[str | None, typer.Option("--task", metavar="TASK", help="The task's name.")] = None,
-    args: Annotated[Any, typer.Option("--args", parser=parse.json_list, metavar="JSON", help="Arguments, a JSON list.")] = None,
+    args: Annotated[Any, typer.Option("--args", parser=typed.json_list, metavar="JSON", help="Arguments, a JSON list.")] = None,
     kwargs: _Kwargs = None,
     crontab: _Crontab = None,
     every: _Every = None,

@@ -127,10 +127,9 @@ def trim(
 
 
 def _stream(name: str) -> Stream:
-    from worker.store import keys
     from worker.streams import Stream
 
-    return Stream({"intake": keys.intake(), "events": keys.events()}.get(name, name))
+    return Stream.called(name)
 
 
 def _dead_letters(stream: str) -> DeadLetters:
@@ -140,5 +139,4 @@ def _dead_letters(stream: str) -> DeadLetters:
 
 
 def _row(letter: DeadLetter) -> dict[str, Any]:
-    fields = {name: value.decode(errors="backslashreplace") for name, value in letter.fields.items()}
-    return {**asdict(letter), "fields": fields}
+    return {**asdict(letter), "fields": letter.told}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any
 
 import typer
@@ -12,7 +11,6 @@ from worker.cli.bulk import Bulk
 from worker.cli.output import emit, note, record, table
 from worker.cli.selection import choose
 from worker.cli.services import services
-from worker.errors import InvalidJob, JobNotFound
 
 app = typer.Typer(no_args_is_help=True, help="See the deliveries of callbacks, and deliver them again.")
 
@@ -20,8 +18,6 @@ _COLUMNS = {"id": "id", "state": "state", "job": "job", "type": "type", "host": 
             "at": "ended or next (UTC)", "error": "error"}  # fmt: skip
 _FIELDS = ("id", "state", "job", "caller", "type", "url", "attempt", "created_at", "available_at", "finished_at", "result",
            "error")  # fmt: skip
-#: What a delivery's row says by the names it is told under.
-_SAME = ("id", "state", "caller", "attempt", "error", "created_at", "available_at", "finished_at")
 
 _Job = Annotated[str | None, typer.Option("--job", metavar="ID", help="Only those that tell of this job's ends.")]
 
@@ -51,7 +47,7 @@ def ls(
             else:
                 rows = manage.list_jobs(conn, webhooks.among(which), limit=limit, before=before)
                 shown = [{**manage.show(conn, row["id"]), "cursor": row["cursor"]} for row in rows]
-    told = [_told(row) for row in shown]
+        told = [_told(row) for row in shown]
     if as_json:
         emit(told)
         return
@@ -67,10 +63,11 @@ def show(
     """Show a delivery: what is told, to whom, and how each try went."""
     with services():
         from worker.db import statement
+        from worker.ledger import webhooks
 
         with statement() as conn:
-            found = _delivery(conn, delivery_id)
-    told = {**_told(found), "payload": _kwargs(found)["payload"], "attempts": found["attempts"]}
+            found = webhooks.show(conn, delivery_id)
+        told = {**webhooks.told(found), "attempts": found["attempts"]}
     if as_json:
         emit(told)
         return
@@ -97,16 +94,11 @@ def redeliver(
     with services():
         from worker.cli.selection import is_empty
         from worker.db import statement
-        from worker.ledger import manage, webhooks
+        from worker.ledger import webhooks
 
         def again(delivery_id: str) -> str:
             with statement() as conn:
-                if _delivery(conn, delivery_id)["state"] in ("scheduled", "queued", "running"):
-                    if manage.retry_now(conn, delivery_id):
-                        return "due now"
-                    raise InvalidJob(f"delivery {delivery_id} is under way")
-                manage.replay(conn, delivery_id)
-            return "queued again"
+                return webhooks.redeliver(conn, delivery_id)
 
         if not is_empty(which):
             which = webhooks.among(which)
@@ -116,29 +108,9 @@ def redeliver(
         )
 
 
-def _delivery(conn: Any, delivery_id: str) -> dict[str, Any]:
-    """Return a delivery's record. Raises `JobNotFound` also for a job that is none."""
-    from worker.ledger import manage, webhooks
-
-    found = manage.show(conn, delivery_id)
-    if found["task"] != webhooks.TASK:
-        raise JobNotFound(f"job {delivery_id} is no delivery of a callback; see `holdfast webhooks ls`")
-    return found
-
-
 def _told(row: dict[str, Any]) -> dict[str, Any]:
-    kwargs = _kwargs(row)
-    return {
-        **{name: row.get(name) for name in _SAME},
-        "job": row.get("parent_id"), "type": kwargs["type"], "url": kwargs["url"], "host": kwargs["host"],
-        "result": row.get("result"), "cursor": row.get("cursor"),
-    }  # fmt: skip
+    from worker.ledger import webhooks
 
-
-def _kwargs(row: dict[str, Any]) -> dict[str, Any]:
-    """Return what a delivery was given. Somebody who writes SQL may have made it of anything."""
-    try:
-        kwargs = json.loads(row["message"]["body"])[1]
-        return {**{name: str(kwargs[name]) for name in ("url", "host", "payload")}, "type": json.loads(kwargs["payload"])["type"]}
-    except (LookupError, TypeError, ValueError):
-        return dict.fromkeys(("url", "host", "payload", "type"), "")
+    told = {**webhooks.told(row), "cursor": row.get("cursor")}
+    del told["payload"]
+    return told

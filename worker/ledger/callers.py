@@ -48,6 +48,9 @@ UPDATE callers SET old_prefix = prefix, old_key_hash = key_hash,
        prefix = %(prefix)s, key_hash = %(key_hash)s, rotated_at = clock_timestamp()
  WHERE name = %(name)s
 """
+_CHANGE = """
+UPDATE callers SET scopes = %(scopes)s, tasks = %(tasks)s, queues = %(queues)s, rate = %(rate)s WHERE name = %(name)s
+"""
 _REVOKE = """
 UPDATE callers SET revoked_at = coalesce(revoked_at, clock_timestamp()), old_key_until = NULL WHERE name = %s
 """
@@ -125,6 +128,28 @@ def add(
     return key
 
 
+def change(
+    conn: psycopg.Connection[Any],
+    name: str,
+    *,
+    scopes: Sequence[str],
+    tasks: Sequence[str] | None = None,
+    queues: Sequence[str] | None = None,
+    rate: str | None = None,
+) -> None:
+    """Let a caller do what is said here, and no more; its key stays. It holds within a second.
+
+    Raises `CallerNotFound`, and `InvalidCaller`, also for one that was revoked.
+    """
+    values = _checked(name, scopes, tasks, queues, rate)
+    with outbox.transaction(conn) as changes:
+        prefix, old_prefix, revoked_at = _locked(conn, name)
+        if revoked_at is not None:
+            raise InvalidCaller(f"caller {name!r} was revoked; add another", field="name")
+        conn.execute(_CHANGE, values)
+        changes.add(keys=[_known.key(one) for one in (prefix, old_prefix) if one])
+
+
 def rotate(conn: psycopg.Connection[Any], name: str, *, overlap_s: float) -> str:
     """Give a caller a new key and return it; the one before counts for `overlap_s` seconds more.
 
@@ -153,6 +178,14 @@ def revoke(conn: psycopg.Connection[Any], name: str) -> None:
 def list_callers(conn: psycopg.Connection[Any]) -> list[dict[str, Any]]:
     """Return all callers by name, without anything their keys could be guessed from."""
     return [dict(zip(_LISTED, row, strict=True)) for row in conn.execute(_LIST).fetchall()]
+
+
+def get(conn: psycopg.Connection[Any], name: str) -> dict[str, Any]:
+    """Return a caller as `list_callers` does. Raises `CallerNotFound`."""
+    found = next((row for row in list_callers(conn) if row["name"] == name), None)
+    if found is None:
+        raise CallerNotFound(f"no caller {name!r}; see `holdfast callers ls`", name=name)
+    return found
 
 
 def _locked(conn: psycopg.Connection[Any], name: str) -> tuple[Any, ...]:

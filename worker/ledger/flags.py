@@ -117,7 +117,7 @@ def remove(conn: psycopg.Connection[Any], name: str, *, actor: str, note: str = 
 
 
 def _old(conn: psycopg.Connection[Any], name: str) -> dict[str, Any] | None:
-    row = conn.execute(_OLD, (name,)).fetchone()
+    row = conn.execute(_OLD, (name.replace("\0", "\\0"),)).fetchone()
     return row and dict(zip(("on", "share", "allow", "deny"), row, strict=True))
 
 
@@ -135,12 +135,20 @@ def listed(conn: psycopg.Connection[Any]) -> list[dict[str, Any]]:
     held = {mark.split(":", 2)[2]: count for mark, count in conn.execute(_COUNTS).fetchall() if mark.startswith(_MARK)}
     names = ("name", "on", "share", "allow", "deny", "note", "revision", "updated_at", "actor")
     rows = [dict(zip(names, row, strict=True)) for row in conn.execute(_LIST).fetchall()]
-    return [{**row, "rule": _told(row), "parked": held.get(row["name"], 0)} for row in rows]
+    return [{**row, "rule": told(row["name"], row), "parked": held.get(row["name"], 0)} for row in rows]
 
 
-def _told(row: Mapping[str, Any]) -> str:
-    rule = _readable({name: row[name] for name in ("name", "on", "share", "allow", "deny")})
-    return "cannot be read" if rule is None else str(rule)
+def told(name: str, rule: Mapping[str, Any] | None) -> str:
+    """Return a rule in words, as `listed` and `history` hold it; `none` for one that is not set."""
+    if rule is None:
+        return "none"
+    found = _readable({"name": name, **{part: rule[part] for part in ("on", "share", "allow", "deny") if part in rule}})
+    return "cannot be read" if found is None else str(found)
+
+
+def get(conn: psycopg.Connection[Any], name: str) -> dict[str, Any] | None:
+    """Return a flag as `listed` does; None for one that nobody set."""
+    return next((row for row in listed(conn) if row["name"] == name), None)
 
 
 def history(conn: psycopg.Connection[Any], name: str | None = None, *, limit: int = 100) -> list[dict[str, Any]]:

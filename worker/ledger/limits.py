@@ -23,6 +23,7 @@ logger = log(__name__)
 
 _COLUMNS = ("name", "kind", "scope", "rate", "on_outage", "enabled")
 _LIST = f"SELECT {', '.join(_COLUMNS)} FROM limit_policies ORDER BY name"
+_NAMES = "SELECT name FROM limit_policies"
 _SET = """
 INSERT INTO limit_policies (name, kind, scope, rate, on_outage, enabled)
 VALUES (%(name)s, %(kind)s, %(scope)s, %(rate)s, %(on_outage)s, %(enabled)s)
@@ -105,6 +106,11 @@ def _is_readable(policy: Policy) -> bool:
     return True
 
 
+def kept_names(conn: psycopg.Connection[Any]) -> set[str]:
+    """Return the names of the policies of the table; the others are the setting's."""
+    return {row[0] for row in conn.execute(_NAMES).fetchall()}
+
+
 def plan() -> Plan:
     """Return the budgets that hold now. Raises as `policies`."""
     return plan_of(policies())
@@ -143,7 +149,7 @@ def put(conn: psycopg.Connection[Any], policy: Policy) -> Policy:
 def remove(conn: psycopg.Connection[Any], name: str) -> None:
     """Remove a policy of the table; one of the settings with its name holds again. Raises `LimitNotFound`."""
     with outbox.transaction(conn) as changes:
-        if conn.execute(_REMOVE, (name,)).fetchone() is None:
+        if conn.execute(_REMOVE, (name.replace("\0", "\\0"),)).fetchone() is None:
             raise LimitNotFound(f"no limit policy {name!r} is set; see `holdfast limits ls`", name=name)
         changes.add(keys=[_kept.key("all")])
     look_again()

@@ -7,19 +7,19 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, TypedDict
+from typing import Any
 
 import psycopg
 from psycopg.abc import Buffer
 from psycopg.types.datetime import TimestamptzLoader
 
 from models import HISTORY_COLUMNS
-from worker.cache import Region, outbox
+from worker.cache import outbox
 from worker.clock import parse_moment
-from worker.db import repeatable
 from worker.errors import InvalidJob, JobNotFound, StoreUnavailable
 from worker.ledger import results
 from worker.ledger.adopt import LOCK_ENTRY
+from worker.ledger.queues import forget_settings, queue_settings
 from worker.settings import settings
 from worker.store import cache, coordination, keys
 from worker.telemetry import OUTAGES
@@ -92,25 +92,12 @@ SELECT queue, count(*) FILTER (WHERE state = 'scheduled') AS scheduled,
        min(available_at) FILTER (WHERE state = 'queued') AS oldest
   FROM jobs GROUP BY queue
 """
-_QUEUE_ROWS = 'SELECT name, paused, "window" FROM queues'
 
 #: Seconds for which a job's old result is kept out once the job lives again; who fills it in has read it long before.
 _HIDDEN_S = 60
 #: What the outbox owes when Redis was away as a job was replayed. Done late, even after the job has ended anew, it does no harm:
 #: until it is over the job's row is asked.
 _HIDE = ":hide:"
-
-
-class QueueSettings(TypedDict):
-    """What people have set for one queue; no window means the setting's."""
-
-    name: str
-    paused: bool
-    window: int | None
-
-
-#: Changed through `set_paused` alone, which invalidates; the life bounds what a change by hand in the database takes to be seen.
-_queue_settings = Region("queues", ttl=10.0, type=list[QueueSettings])
 
 #: A day within the ends of Python's calendar, for every time zone to have a word for them.
 _FIRST, _LAST = datetime(1, 1, 2, tzinfo=UTC), datetime(9999, 12, 30, tzinfo=UTC)
@@ -250,16 +237,7 @@ def set_paused(conn: psycopg.Connection[Any], queue: str, paused: bool) -> None:
     with outbox.transaction(conn) as changes:
         conn.execute(_PAUSE, {"name": queue, "paused": paused})
         conn.execute(_UNSEND, (queue,))
-        changes.add(keys=[_queue_settings.key("all")])
-
-
-def queue_settings() -> list[QueueSettings]:
-    """Return what people have set for queues, through the cache; a change is seen as soon as it has committed."""
-    return _queue_settings.get_or_load("all", lambda: repeatable(_read_settings))
-
-
-def _read_settings(conn: psycopg.Connection[Any]) -> list[QueueSettings]:
-    return [QueueSettings(name=row[0], paused=row[1], window=row[2]) for row in conn.execute(_QUEUE_ROWS).fetchall()]
+        forget_settings(changes)
 
 
 def list_queues(conn: psycopg.Connection[Any]) -> list[dict[str, Any]]:

@@ -18,6 +18,8 @@ HEADER = "holdfast"
 JOB = "job"
 #: The header that names the door a job came in by, for the switches `door:<name>`; jobs that code enqueues have none.
 DOOR = "holdfast_door"
+#: What it says.
+DOORS = ("http", "sql", "stream", "import", "cli", "celery", "beat")
 
 #: A stored message: `headers`, `properties`, `body` (text), `content-type`, `content-encoding`.
 Message = dict[str, Any]

@@ -12,7 +12,7 @@ from worker import faults
 from worker.db import statement
 from worker.errors import LedgerUnavailable, StoreUnavailable
 from worker.ledger.message import Message, wire
-from worker.settings import settings
+from worker.ledger.queues import window_of
 from worker.store import coordination, keys
 from worker.telemetry import OUTAGES
 
@@ -104,7 +104,7 @@ def _is_still_full(queue: str) -> bool:
 
 def _room_or_none(queue: str) -> int:
     try:
-        return room(queue, settings().window)
+        return room(queue, window_of(queue))
     except StoreUnavailable:
         OUTAGES.labels("publish", "left to the relay").inc()
         return 0
@@ -153,7 +153,7 @@ def _publish_batch(jobs: Sequence[Sendable]) -> bool:
 def _note(lists: dict[tuple[str, str], list[bytes]], lengths: list[int], epoch: bytes | None, jobs: Sequence[Sendable]) -> None:
     global _seen_epoch
     for (queue, _), length in zip(lists, lengths, strict=True):
-        if length >= settings().window:
+        if length >= window_of(queue):
             _full_until[queue] = time.monotonic() + _FULL_S
     life = epoch.decode() if epoch else ""
     if stale := [job.id for job in jobs if job.epoch.partition("-")[0] != life]:

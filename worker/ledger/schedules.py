@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime, timedelta
@@ -311,10 +311,24 @@ def seconds_to_next(conn: psycopg.Connection[Any], since: datetime) -> float | N
     return None if row is None or row[0] is None else float(row[0])
 
 
+def upcoming(row: Mapping[str, Any], count: int) -> list[datetime]:
+    """Return the next ticks of a schedule as it stands, in UTC, also of a paused one; fewer where there are no more.
+
+    Raises `InvalidSchedule` for a row without sense.
+    """
+    after = _after(row)
+    found: list[datetime] = []
+    tick = row["next_tick"]
+    while tick is not None and len(found) < count:
+        found.append(tick)
+        tick = after(tick)
+    return found
+
+
 # ---- inside
 
 
-def _after(row: dict[str, Any]) -> After:
+def _after(row: Mapping[str, Any]) -> After:
     """Return the arithmetic of a row; the timing holds since its anchor and has no ticks before."""
     if row["every_s"] is not None:
         return partial(interval_after, anchor=row["anchor"], every_s=row["every_s"])

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import psycopg
 
+from worker.errors import InvalidJob, JobNotFound
+from worker.ledger import manage
 from worker.ledger.manage import Filter
 
 #: The task of a delivery. The trigger that makes them is in the migration of the SQL door.
@@ -32,6 +36,9 @@ SELECT told.id FROM told WHERE EXISTS (SELECT FROM jobs j WHERE j.id = told.id)
                             OR EXISTS (SELECT FROM job_history h WHERE h.id = told.id)
 """
 
+#: What a delivery's row says by the names it is told under.
+_SAME = ("id", "state", "caller", "attempt", "error", "created_at", "available_at", "finished_at")
+
 
 @dataclass(frozen=True, slots=True)
 class Turn:
@@ -56,3 +63,43 @@ def deliveries_of(conn: psycopg.Connection[Any], job_id: str) -> list[str]:
 def among(which: Filter) -> Filter:
     """Return the filter that narrows to deliveries."""
     return replace(which, task=TASK)
+
+
+def show(conn: psycopg.Connection[Any], delivery_id: str) -> dict[str, Any]:
+    """Return a delivery's record. Raises `JobNotFound` also for a job that is none."""
+    found = manage.show(conn, delivery_id.replace("\0", "\\0"))
+    if found["task"] != TASK:
+        raise JobNotFound(f"job {delivery_id} is no delivery of a callback; see `holdfast webhooks ls`")
+    return found
+
+
+def redeliver(conn: psycopg.Connection[Any], delivery_id: str) -> str:
+    """Deliver again, now, under the same webhook-id, and tell how: `due now` or `queued again`.
+
+    Raises `JobNotFound`, and `InvalidJob` for one that is under way.
+    """
+    if show(conn, delivery_id)["state"] in ("scheduled", "queued", "running"):
+        if manage.retry_now(conn, delivery_id):
+            return "due now"
+        raise InvalidJob(f"delivery {delivery_id} is under way")
+    manage.replay(conn, delivery_id)
+    return "queued again"
+
+
+def told(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what people want to know of a delivery's record: which job's end it tells, to whom, and how it went."""
+    kwargs = _kwargs(row)
+    return {
+        **{name: row.get(name) for name in _SAME},
+        "job": row.get("parent_id"), "type": kwargs["type"], "url": kwargs["url"], "host": kwargs["host"],
+        "payload": kwargs["payload"], "result": row.get("result"),
+    }  # fmt: skip
+
+
+def _kwargs(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a delivery was given. Somebody who writes SQL may have made it of anything."""
+    try:
+        kwargs = json.loads(row["message"]["body"])[1]
+        return {**{name: str(kwargs[name]) for name in ("url", "host", "payload")}, "type": json.loads(kwargs["payload"])["type"]}
+    except (LookupError, TypeError, ValueError):
+        return dict.fromkeys(("url", "host", "payload", "type"), "")

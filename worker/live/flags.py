@@ -114,6 +114,17 @@ def flag(
     return Flag(name, on, share, _listed(name, "allow", allow or {}), _listed(name, "deny", deny or {}), revision)
 
 
+def parse_listed(texts: Iterable[str]) -> dict[str, list[str]]:
+    """Return values by attribute out of texts like `caller=acme`. Raises `InvalidLive` that quotes what is none."""
+    found: dict[str, list[str]] = {}
+    for text in texts:
+        attribute, _, value = text.partition("=")
+        if not attribute or not value:
+            raise InvalidLive(f"{text!r} is not attribute=value, such as caller=acme")
+        found.setdefault(attribute, []).append(value)
+    return found
+
+
 def _listed(name: str, what: str, given: Mapping[str, Iterable[str]]) -> Listed:
     found = {attribute: frozenset([] if isinstance(values, str) else values) for attribute, values in given.items()}
     for attribute, values in found.items():

@@ -3,7 +3,7 @@
 from worker.streams.dead import DeadLetter, DeadLetters
 from worker.streams.entry import Entry, first_id_at, pack, unpack
 from worker.streams.group import Group, Pending
-from worker.streams.peek import GroupState, groups_of
+from worker.streams.peek import ConsumerState, GroupState, consumers_of, groups_of
 from worker.streams.replay import Replay
 from worker.streams.stream import Stream
 
@@ -15,5 +15,5 @@ __all__ = [
     # when something is wrong
     "DeadLetters", "DeadLetter",
     # looking, and looking again
-    "GroupState", "groups_of", "Replay", "first_id_at",
+    "GroupState", "groups_of", "ConsumerState", "consumers_of", "Replay", "first_id_at",
 ]  # fmt: skip

@@ -34,6 +34,11 @@ class DeadLetter:
     at: datetime
     fields: dict[str, bytes]
 
+    @property
+    def told(self) -> dict[str, str]:
+        """The entry's fields as text; bytes that are none are written out."""
+        return {name: value.decode(errors="backslashreplace") for name, value in self.fields.items()}
+
 
 class DeadLetters:
     """The dead letters of a stream, in a stream of their own beside it.

@@ -28,6 +28,23 @@ class GroupState:
     last_delivered: str
 
 
+@dataclass(frozen=True)
+class ConsumerState:
+    """A consumer of a group: entries it holds unacknowledged, and the seconds since it last asked for any."""
+
+    name: str
+    pending: int
+    idle_s: float
+
+
+def consumers_of(stream: Stream, group: str) -> list[ConsumerState]:
+    """Return the consumers of a group, the one that was last heard of first. Raises `StoreUnavailable`."""
+    (found,) = stream.role().ask([("XINFO", "CONSUMERS", stream.key, group)])
+    told = [_fields(raw) for raw in found]
+    states = [ConsumerState(one["name"].decode(errors="replace"), int(one["pending"]), int(one["idle"]) / 1000) for one in told]
+    return sorted((one for one in states if not one.name.startswith(LIFE)), key=lambda one: one.idle_s)
+
+
 def groups_of(stream: Stream) -> list[GroupState]:
     """Return the groups of a stream; none when there is no such stream.
 

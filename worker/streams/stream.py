@@ -43,6 +43,11 @@ class Stream:
         """Return the stream of a program's own under `holdfast:stream:`. Raises `InvalidStream`."""
         return cls(keys.stream(checked_name(name)))
 
+    @classmethod
+    def called(cls, name: str) -> Stream:
+        """Return the stream that people call `intake` or `events`, or another by its whole key."""
+        return cls({"intake": keys.intake(), "events": keys.events()}.get(name, name))
+
     # ---- writing
 
     def append(self, fields: Mapping[str, Value], *, once: str | None = None, once_s: float = _ONCE_S) -> str:

@@ -10,7 +10,27 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from worker.errors import HoldfastError
-from worker.gateway.console import account, audit, failing, flower, live, login, operators, overview, queues, static, workers
+from worker.gateway.console import (
+    account,
+    audit,
+    cache,
+    callers,
+    failing,
+    flags,
+    flower,
+    leaderboards,
+    limits,
+    live,
+    login,
+    operators,
+    overview,
+    queues,
+    schedules,
+    static,
+    streams,
+    webhooks,
+    workers,
+)
 from worker.gateway.console.access import sessions
 from worker.gateway.state import Gateway
 from worker.live import SessionMiddleware
@@ -24,6 +44,14 @@ PAGES = (
     account,
     overview,
     queues,
+    schedules,
+    streams,
+    webhooks,
+    leaderboards,
+    limits,
+    flags,
+    cache,
+    callers,
     workers,
     operators,
     audit,

@@ -21,8 +21,16 @@ MENU: tuple[tuple[str, tuple[Entry, ...]], ...] = (
     ("Work", (
         Entry("/console/", "Overview", "overview"),
         Entry("/console/queues", "Queues", "queues"),
+        Entry("/console/schedules", "Schedules", "schedules"),
+        Entry("/console/streams", "Streams", "streams"),
+        Entry("/console/webhooks", "Webhooks", "webhooks"),
+        Entry("/console/leaderboards", "Leaderboards", "leaderboards"),
     )),
     ("Rules", (
+        Entry("/console/limits", "Limits", "limits"),
+        Entry("/console/flags", "Flags", "flags"),
+        Entry("/console/cache", "Cache", "cache"),
+        Entry("/console/callers", "Callers", "callers"),
     )),
     ("System", (
         Entry("/console/workers", "Workers", "workers"),
