@@ -10,7 +10,24 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from worker.errors import HoldfastError
-from worker.gateway.console import account, audit, failing, flower, live, login, operators, overview, queues, static, workers
+from worker.gateway.console import (
+    account,
+    audit,
+    bulk,
+    failing,
+    flower,
+    job,
+    joblive,
+    jobs,
+    live,
+    login,
+    notes,
+    operators,
+    overview,
+    queues,
+    static,
+    workers,
+)
 from worker.gateway.console.access import sessions
 from worker.gateway.state import Gateway
 from worker.live import SessionMiddleware
@@ -24,6 +41,11 @@ PAGES = (
     account,
     overview,
     queues,
+    jobs,
+    job,
+    joblive,
+    notes,
+    bulk,
     workers,
     operators,
     audit,
