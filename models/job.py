@@ -108,6 +108,8 @@ class Job(_JobColumns, Base):
         Index("jobs_cancelled_ix", "id", postgresql_where=text("cancel_requested AND state <> 'running'")),
         # The deliveries of one job's callbacks, which go in order.
         Index("jobs_deliveries_ix", "parent_id", postgresql_where=text("task = 'webhook.deliver'")),
+        # The parts of a chain, group or chord; a plain job is in no such index.
+        Index("jobs_family_ix", "root_id", postgresql_where=text("root_id <> id")),
         Index("jobs_unique_ix", "unique_key", unique=True, postgresql_where=text("unique_key IS NOT NULL")),
         # The table turns over all the time: vacuum early, and leave room in a page for the claimed copy of a row.
         {"postgresql_with": {"fillfactor": 70, "autovacuum_vacuum_scale_factor": 0.02, "autovacuum_vacuum_cost_delay": 0}},
@@ -131,7 +133,13 @@ class JobHistory(_JobColumns, Base):
     def __table_args__(cls) -> tuple[Any, ...]:
         return (
             CheckConstraint(_one_of(FINAL_STATES), name="state"),
-            Index("job_history_unhappy_ix", "finished_at", postgresql_where=text("state <> 'succeeded'")),
+            # What people search by, the latest first; each is appended to as jobs end, and costs them that.
+            Index("job_history_finished_ix", "finished_at", "id"),
+            Index("job_history_task_ix", "task", "finished_at", "id"),
+            Index("job_history_queue_ix", "queue", "finished_at", "id"),
+            Index("job_history_caller_ix", "caller", "finished_at", "id", postgresql_where=text("caller IS NOT NULL")),
+            Index("job_history_state_ix", "state", "finished_at", "id", postgresql_where=text("state <> 'succeeded'")),
+            Index("job_history_family_ix", "root_id", postgresql_where=text("root_id <> id")),
             {"postgresql_partition_by": "RANGE (finished_at)"},
         )
 

@@ -48,8 +48,8 @@ def defaults() -> dict[str, Any]:
 
 
 _OURS = (
-    "worker.tasks.boards", "worker.tasks.cache", "worker.tasks.http", "worker.tasks.llm", "worker.tasks.maintenance",
-    "worker.tasks.webhooks",
+    "worker.tasks.boards", "worker.tasks.bulk", "worker.tasks.cache", "worker.tasks.http", "worker.tasks.llm",
+    "worker.tasks.maintenance", "worker.tasks.webhooks",
 )  # fmt: skip
 
 app = Holdfast("holdfast", include=[*_OURS, *read_settings().include])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,7 +11,9 @@ from worker.cli.bulk import Bulk
 from worker.cli.output import emit, note, record, table
 from worker.cli.selection import choose
 from worker.cli.services import services
-from worker.errors import InvalidJob
+
+if TYPE_CHECKING:
+    from worker.ledger.manage import Filter
 
 app = typer.Typer(no_args_is_help=True, help="Look at jobs and act on them.")
 
@@ -92,22 +94,7 @@ def retry(
     as_json: options.AsJson = False,
 ) -> None:
     """Let scheduled jobs run now instead of at their time."""
-    which = choose(None, task, queue, caller, since, until, search)
-    with services():
-        from worker.db import statement
-        from worker.ledger import manage
-
-        def hasten(job_id: str) -> str:
-            with statement() as conn:
-                if not manage.retry_now(conn, job_id):
-                    state = manage.show(conn, job_id)["state"]
-                    hint = (
-                        "" if state in ("queued", "running", "scheduled") else f": `holdfast jobs replay {job_id}` runs it again"
-                    )
-                    raise InvalidJob(f"job {job_id} is {state}, not waiting for its time{hint}")
-            return "due now"
-
-        Bulk("retry", hasten, living=True, states=["scheduled"]).run(ids, which, yes=yes, as_json=as_json)
+    _act("retry", ids, choose(None, task, queue, caller, since, until, search), yes, as_json)
 
 
 @app.command("cancel")
@@ -124,23 +111,7 @@ def cancel(
     as_json: options.AsJson = False,
 ) -> None:
     """Cancel waiting jobs, and ask running ones to stop."""
-    which = choose(state, task, queue, caller, since, until, search)
-    with services():
-        from worker.app import app as celery
-        from worker.db import statement
-        from worker.ledger import manage
-
-        def stop(job_id: str) -> str:
-            if celery.control.cancel(job_id):
-                return "cancelled"
-            with statement() as conn:
-                found = manage.show(conn, job_id)
-            if found["state"] != "running":
-                raise InvalidJob(f"job {job_id} is {found['state']}; there is nothing to cancel")
-            return "asked to stop"
-
-        living = ["scheduled", "queued", "running"]
-        Bulk("cancel", stop, living=True, states=living).run(ids, which, yes=yes, as_json=as_json)
+    _act("cancel", ids, choose(state, task, queue, caller, since, until, search), yes, as_json)
 
 
 @app.command("replay")
@@ -157,17 +128,14 @@ def replay(
     as_json: options.AsJson = False,
 ) -> None:
     """Run finished jobs again under their ids; by filter, those that failed or were discarded unless --state says otherwise."""
-    which = choose(state, task, queue, caller, since, until, search)
+    _act("replay", ids, choose(state, task, queue, caller, since, until, search), yes, as_json)
+
+
+def _act(verb: str, ids: list[str] | None, which: Filter, yes: bool, as_json: bool) -> None:
     with services():
-        from worker.db import statement
-        from worker.ledger import manage
+        from worker.app import app as celery
+        from worker.engine.acts import ACTS
 
-        def again(job_id: str) -> str:
-            with statement() as conn:
-                manage.replay(conn, job_id)
-            return "queued again"
-
-        past = ["succeeded", "failed", "cancelled", "expired", "discarded"]
-        Bulk("replay", again, living=False, states=past, default=["failed", "discarded"]).run(
-            ids, which, yes=yes, as_json=as_json
-        )
+        act = ACTS[verb]
+        bulk = Bulk(verb, lambda job_id: act.do(celery, job_id, None), act.living, act.states, act.default)
+        bulk.run(ids, which, yes=yes, as_json=as_json)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
@@ -264,10 +265,11 @@ class LedgerBackend(ChordRows):
         state: JobState,
         error: str | None = None,
         traceback: Any = None,
+        also: Callable[[psycopg.Connection[Any]], object] | None = None,
     ) -> bool:
         """End a job from outside its attempt, with all that Celery ties to an end: chord, chain and error callbacks.
 
-        Tells whether the guard held; everything is one transaction.
+        Tells whether the guard held; everything is one transaction, and what `also` writes is part of it.
         """
         with statement() as conn:
             with conn.transaction():
@@ -282,6 +284,8 @@ class LedgerBackend(ChordRows):
                     self._store_ending(ending, exc, traceback, request, celery_state, ending_error)
                     if request.chord or request.chain or request.errbacks:
                         self._end_ties(ending, exc, traceback, request, celery_state)
+                if also is not None:
+                    also(conn)
         SETTLED.labels(state.value).inc()
         _unlock(task_id, row[1])
         self.tell_all(ending)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import psycopg
 from celery.app.control import Control
 from celery.exceptions import TaskRevokedError
 
@@ -33,10 +35,15 @@ class LedgerControl(Control):  # type: ignore[misc]
             return None
         return super().revoke(told, destination=destination, terminate=terminate, signal=signal, **kwargs)
 
-    def cancel(self, job_id: str) -> bool:
-        """Cancel a job that waits, or ask a running one to stop; tell whether it was cancelled here and now."""
-        if self.app.backend.end_job(job_id, Guard.waiting(), TaskRevokedError("revoked"), JobState.CANCELLED, "cancelled"):
+    def cancel(self, job_id: str, also: Callable[[psycopg.Connection[Any]], object] | None = None) -> bool:
+        """Cancel a job that waits, or ask a running one to stop; tell whether it was cancelled here and now.
+
+        What `also` writes is part of the transaction that does either.
+        """
+        exc = TaskRevokedError("revoked")
+        if self.app.backend.end_job(job_id, Guard.waiting(), exc, JobState.CANCELLED, "cancelled", also=also):
             return True
-        with statement() as conn:
-            manage.request_cancel(conn, job_id)
+        with statement() as conn, conn.transaction():
+            if manage.request_cancel(conn, job_id) and also is not None:
+                also(conn)
         return False

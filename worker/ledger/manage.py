@@ -127,9 +127,9 @@ class Filter:
         return " AND ".join(parts[name] for name in given) or "true", given
 
 
-def request_cancel(conn: psycopg.Connection[Any], job_id: str) -> None:
-    """Ask a running job to stop; it sees that in `self.cancelled`."""
-    conn.execute(_REQUEST_CANCEL, (job_id,))
+def request_cancel(conn: psycopg.Connection[Any], job_id: str) -> bool:
+    """Ask a running job to stop, which it sees in `self.cancelled`; tell whether it runs."""
+    return conn.execute(_REQUEST_CANCEL, (job_id,)).rowcount > 0
 
 
 def list_jobs_within(conn: psycopg.Connection[Any], seconds: float, which: Filter, **page: Any) -> list[dict[str, Any]]:
@@ -155,7 +155,7 @@ def list_jobs(
         past_page += " AND finished_at >= %(since)s"
     parts = [part.format(where=where, living_page=living_page, past_page=past_page) for part in (_LIVING, _PAST)]
     sql = f"{' UNION ALL '.join(parts)} ORDER BY at DESC, id DESC LIMIT %(limit)s"
-    rows = _dicts(conn, sql, {**values, "limit": limit})
+    rows = rows_of(conn, sql, {**values, "limit": limit})
     return [{**row, "cursor": f"{row.pop('at').astimezone(UTC).isoformat()}~{row['id']}"} for row in rows]
 
 
@@ -178,10 +178,10 @@ def select_ids(conn: psycopg.Connection[Any], which: Filter, *, living: bool, li
 
 def show(conn: psycopg.Connection[Any], job_id: str) -> dict[str, Any]:
     """Return all that is known of a job, with its `attempts`. Raises `JobNotFound`."""
-    found = _dicts(conn, _SHOW_LIVING, (job_id,)) or _dicts(conn, _SHOW_PAST, (job_id,))
+    found = rows_of(conn, _SHOW_LIVING, (job_id,)) or rows_of(conn, _SHOW_PAST, (job_id,))
     if not found:
         raise JobNotFound(f"no job {job_id!r}, living or past", job_id=job_id)
-    return {**found[0], "attempts": _dicts(conn, _ATTEMPTS, (job_id,))}
+    return {**found[0], "attempts": rows_of(conn, _ATTEMPTS, (job_id,))}
 
 
 def retry_now(conn: psycopg.Connection[Any], job_id: str) -> bool:
@@ -242,7 +242,7 @@ def set_paused(conn: psycopg.Connection[Any], queue: str, paused: bool) -> None:
 
 def list_queues(conn: psycopg.Connection[Any]) -> list[dict[str, Any]]:
     """Return each configured, used or paused queue with its counts, window and messages `in_redis` (None when Redis is away)."""
-    counts = {row["queue"]: row for row in _dicts(conn, _QUEUE_COUNTS)}
+    counts = {row["queue"]: row for row in rows_of(conn, _QUEUE_COUNTS)}
     kept = {row["name"]: row for row in queue_settings()}
     empty = {"scheduled": 0, "backlog": 0, "sent": 0, "running": 0, "oldest": None}
     names = sorted({*settings().queues, *counts, *kept})
@@ -274,7 +274,7 @@ def _lengths(queues: list[str]) -> dict[str, int]:
 
 def list_workers(conn: psycopg.Connection[Any]) -> list[dict[str, Any]]:
     """Return the workers, those that left within a day included, with the jobs each runs."""
-    return _dicts(conn, _WORKERS)
+    return rows_of(conn, _WORKERS)
 
 
 _WORKERS = """
@@ -296,7 +296,8 @@ class _AnyMoment(TimestamptzLoader):
             return _FIRST if text.startswith(b"-") or text.endswith(b"BC") else _LAST
 
 
-def _dicts(conn: psycopg.Connection[Any], sql: str, values: Any = None) -> list[dict[str, Any]]:
+def rows_of(conn: psycopg.Connection[Any], sql: str, values: Any = None) -> list[dict[str, Any]]:
+    """Return the rows of a query by column; a moment that Python has no word for is the first or the last that it has."""
     cursor = conn.cursor()
     cursor.adapters.register_loader("timestamptz", _AnyMoment)
     cursor.execute(sql, values)

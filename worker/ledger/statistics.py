@@ -44,6 +44,11 @@ SELECT queue, coalesce(q.paused, false), count(*) FILTER (WHERE waits), count(*)
   LEFT JOIN queues q ON q.name = queue
  GROUP BY queue, q.paused ORDER BY queue
 """
+_STATES = """
+SELECT state, count(*) FROM jobs GROUP BY state
+UNION ALL
+SELECT state, count(*) FROM job_history WHERE finished_at >= now() - interval '24 hours' GROUP BY state
+"""
 _NOW = "SELECT now()"
 
 
@@ -116,6 +121,17 @@ def activity(hours: int = HOURS) -> Activity:
 def backlog() -> Backlog:
     """Return how many jobs of each queue wait and for how long, counted anew every two seconds at most, as `activity` is."""
     return repeatable(_count_backlog)
+
+
+@cached(ttl=5.0, stale_while_revalidate=600.0, max_stale=3600.0, tags=("statistics",), name="statistics.states")
+def states() -> dict[str, int]:
+    """Return how many jobs live in each state, and how many came to each end within a day, counted anew every five seconds."""
+    return repeatable(_count_states)
+
+
+def _count_states(conn: psycopg.Connection[Any]) -> dict[str, int]:
+    with aggregating(conn):
+        return dict(conn.execute(_STATES).fetchall())
 
 
 def _count_activity(conn: psycopg.Connection[Any], hours: int) -> Activity:

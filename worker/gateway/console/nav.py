@@ -20,6 +20,7 @@ class Entry(NamedTuple):
 MENU: tuple[tuple[str, tuple[Entry, ...]], ...] = (
     ("Work", (
         Entry("/console/", "Overview", "overview"),
+        Entry("/console/jobs", "Jobs", "jobs"),
         Entry("/console/queues", "Queues", "queues"),
         Entry("/console/schedules", "Schedules", "schedules"),
         Entry("/console/streams", "Streams", "streams"),
