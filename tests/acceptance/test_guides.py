@@ -93,7 +93,10 @@ PAGES = {
         r'event: state(.|\n)*"done":"cancelled"(.|\n)*"done":"queued again"(.|\n)*"jobs":\[',
         r'"queues":\[(.|\n)*"status":"ready"',
     ],
-    "sql.md": [r"^[0-9a-f-]{36}\n$", r" ([0-9a-f-]{36})\n(.|\n)*\1\n", r"maintenance.upkeep", r"", r"CREATE ROLE"],
+    "sql.md": [
+        r"^[0-9a-f-]{36}\n$", r" ([0-9a-f-]{36})\n(.|\n)*\1\n", r"(?s) [0-9a-f-]{36}\n [0-9a-f-]{36}\n\(2 rows\)",
+        r"maintenance.upkeep", r"", r"CREATE ROLE",
+    ],
     "streams.md": [
         r"^\d+-\d+\n$", r"unknown_task", r" is ", r"queued", r'"key": "order-17"', r"holdfast:intake", r"known already: 1",
     ],
