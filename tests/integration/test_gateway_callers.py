@@ -246,6 +246,11 @@ def test_path_that_is_none_is_a_problem(admin: httpx.Client, method: str, path: 
     assert (status == 405) == ("allow" in answer.headers)
 
 
+def test_a_refused_method_is_told_all_that_the_path_takes(door: Door) -> None:
+    """Its routes are several, of a method each."""
+    assert door.client().put("/v1/jobs").headers["allow"] == "GET, POST"
+
+
 def raw(door: Door, data: bytes) -> bytes:
     """Send bytes as they are and return what comes back until the gateway closes."""
     with socket.create_connection(door.socket.getsockname(), timeout=20) as sock:

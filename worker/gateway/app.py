@@ -18,6 +18,9 @@ from worker.gateway.layer import Layer
 from worker.gateway.problems import Problem, answer, instance_of
 from worker.gateway.state import Gateway
 
+#: The modules with routes of the API.
+_DOORS = (posting, batch, acting, events, looking, views, health)
+
 
 def create_app(celery: Holdfast) -> tuple[Layer, Gateway]:
     """Return the gateway to an application whose tasks are imported, as an ASGI application, and what its requests share."""
@@ -27,7 +30,7 @@ def create_app(celery: Holdfast) -> tuple[Layer, Gateway]:
         openapi_url="/openapi.json", lifespan=gateway.lifespan, redirect_slashes=False,
     )  # fmt: skip
     app.state.gateway = gateway
-    for module in (posting, batch, acting, events, looking, views, health):
+    for module in _DOORS:
         app.include_router(module.router)
     for kind in (Problem, HoldfastError):
         app.add_exception_handler(kind, answer)
@@ -50,12 +53,20 @@ async def _http_error(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, HTTPException)
     headers = dict(exc.headers or {})
     if exc.status_code == 405:
-        detail = f"{request.method[:20]} is not for this path; it takes {headers.get('Allow', 'nothing')}."
+        headers["Allow"] = _allowed(request)
+        detail = f"{request.method[:20]} is not for this path; it takes {headers['Allow']}."
     elif exc.status_code == 404:
         detail = "There is nothing at this path."
     else:
         detail = str(exc.detail)
     return Problem(exc.status_code, detail, headers=headers).response(instance_of(request))
+
+
+def _allowed(request: Request) -> str:
+    """Return the methods of all routes of a path; the router tells those of the first alone."""
+    routes: Any = [route for module in _DOORS for route in module.router.routes]
+    found = [route.methods for route in routes if route.path_regex.match(request.scope["path"])]
+    return ", ".join(sorted(set().union(*found)))
 
 
 async def _invalid(request: Request, exc: Exception) -> Response:

@@ -55,7 +55,10 @@ _BATCH = {
     "required": ["jobs"],
     "additionalProperties": False,
     "properties": {
-        "jobs": {"type": "array", "minItems": 1, "maxItems": 10_000, "items": {"$ref": "#/components/schemas/BatchJob"}},
+        "jobs": {"type": "array", "minItems": 1, "maxItems": 10_000, "items": {"anyOf": [
+            {"$ref": "#/components/schemas/BatchJob"},
+            {"description": "Anything else is refused by itself, and with `all` the batch."},
+        ]}},
         "all": {"type": "boolean", "description": "Whether one bad job refuses the batch; by default not."},
     },
 }
