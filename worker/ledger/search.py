@@ -235,10 +235,10 @@ def _walk_past(
         if len(found) == limit:
             place.at, place.id = found[-1]["finished_at"], found[-1]["id"]
             return False
-        edge = conn.execute(edges, values).fetchone()
-        if edge is None:
+        edge = rows_of(conn, edges, values)
+        if not edge:
             return True
-        place.at, place.id = edge
+        place.at, place.id = edge[0]["finished_at"], edge[0]["id"]
         if deadline is not None and time.monotonic() > deadline:
             return False
         chunk = min(chunk * 2, _MOST)
