@@ -34,9 +34,9 @@ def test_entry_and_act_are_one_transaction(env: dict[str, str], db: psycopg.Conn
         _add_twice()
     assert entries(db) == []
     assert operators.find(db, "bob") is None
-    with trail.recording("ann", "note\0", "a" * 900, why={"b\0": ["c\0", 1]}):
+    with trail.recording("ann", "note", "a\0" * 900, why={"b\0": ["c\0", 1]}):
         pass
-    assert entries(db) == [("ann", "note\\0", "a" * 500, {"why": {"b\\0": ["c\\0", 1]}})]
+    assert entries(db) == [("ann", "note", ("a\\0" * 900)[:500], {"why": {"b\\0": ["c\\0", 1]}})]
 
 
 def test_act_invalidates_as_soon_as_it_has_committed(env: dict[str, str], db: psycopg.Connection[Any]) -> None:
