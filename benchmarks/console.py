@@ -241,7 +241,7 @@ def main() -> None:
         fill(here.stack.postgres.url, rows, living)
         with Gateway(env={"HOLDFAST_LOG_LEVEL": "WARNING"}) as gateway:
             _pages(report, _visit(gateway), rows, turns, pages)
-        _ends(report, cost_of_ends(here, rows // DAYS, 200 if given.quick else 2000))
+        _ends(report, cost_of_ends(here, rows // DAYS, 200 if given.quick else 600))
     report.print()
 
 

@@ -13,10 +13,13 @@ from tests import sample_tasks as tasks
 from tests.console.visitors import Site
 from tests.integration.conftest import Bench
 from worker.engine.relay import Relay
-from worker.ledger import bulk
+from worker.ledger import bulk, manage
 from worker.tasks.bulk import act_on_many
 
 Conn = psycopg.Connection[Any]
+
+
+assert act_on_many.name == bulk.TASK  # imported, as every task is where a gateway runs
 
 
 def states(db: Conn) -> dict[str, int]:
@@ -124,7 +127,8 @@ def test_bulk_act_that_makes_no_sense_is_refused(site: Site, db: Conn) -> None:
     assert "is no moment" in ann.act("/console/bulk", verb="cancel", all="yes", since="soon", next=back)
     refused = ann.send_form("/console/bulk", verb="replay", all="yes", next=back)
     assert "No job that this search means is failed or discarded" in ann.get(refused.headers["location"]).text
+    manage.set_paused(db, "default", True)
+    assert "Every queue is paused" in ann.act("/console/bulk", verb="cancel", all="yes", next=back)
     assert site.visitor("viewer").send_form("/console/bulk", verb="cancel", all="yes", confirmed="yes").status_code == 403
     assert db.execute("SELECT count(*) FROM jobs WHERE task = %s", (bulk.TASK,)).fetchone() == (0,)
     assert ann.get(f"/console/bulk/{tasks.noop.delay().id}").status_code == 404
-    assert act_on_many.name == bulk.TASK

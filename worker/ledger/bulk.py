@@ -24,8 +24,8 @@ _AT_ONCE = 2000
 
 def plain(which: Search) -> dict[str, Any]:
     """Return a search as JSON says it, with what narrows alone."""
-    given = {name: value for name, value in asdict(which).items() if value}
-    return {name: value.isoformat() if isinstance(value, datetime) else value for name, value in given.items()}
+    given = {**asdict(which), "states": [str(state) for state in which.states]}
+    return {name: value.isoformat() if isinstance(value, datetime) else value for name, value in given.items() if value}
 
 
 def read(given: Mapping[str, Any]) -> Search:

@@ -296,11 +296,14 @@ class _AnyMoment(TimestamptzLoader):
             return _FIRST if text.startswith(b"-") or text.endswith(b"BC") else _LAST
 
 
-def rows_of(conn: psycopg.Connection[Any], sql: str, values: Any = None) -> list[dict[str, Any]]:
-    """Return the rows of a query by column; a moment that Python has no word for is the first or the last that it has."""
+def rows_of(conn: psycopg.Connection[Any], sql: str, values: Any = None, *, prepare: bool | None = None) -> list[dict[str, Any]]:
+    """Return the rows of a query by column; a moment that Python has no word for is the first or the last that it has.
+
+    With `prepare` False it is planned anew, for these values.
+    """
     cursor = conn.cursor()
     cursor.adapters.register_loader("timestamptz", _AnyMoment)
-    cursor.execute(sql, values)
+    cursor.execute(sql, values, prepare=prepare)
     names = [column.name for column in cursor.description or ()]
     return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
 

@@ -1,7 +1,8 @@
 """Searching jobs for people: pages of the living and then of the past, each answered in a moment, however many jobs there are.
 
 A page goes along one index and looks at each job on the way. What a rare combination would take too long to find is looked for
-in several goes: a page that was cut says so, and its cursor goes on where it stopped.
+in several goes: a page that was cut says so, and its cursor goes on where it stopped. None of the statements is prepared: a plan
+that is kept is made for a common task, and reads all of history for a rare one.
 """
 
 from __future__ import annotations
@@ -206,7 +207,8 @@ def _walk_living(
         window = "id < %(after)s" if place.id else "true"
         values = {**search.values(), "after": place.id, "want": limit - len(found)}
         running = search.living == [JobState.RUNNING]
-        found += rows_of(conn, (_RUNNING if running else _LIVING).format(window=window, rest=rest, chunk=chunk), values)
+        sql = (_RUNNING if running else _LIVING).format(window=window, rest=rest, chunk=chunk)
+        found += rows_of(conn, sql, values, prepare=False)
         if len(found) == limit:
             place.id = found[-1]["id"]
             return False
@@ -231,14 +233,14 @@ def _walk_past(
         window = _window(search, place)
         along, edges = _along(ways, window, chunk)
         values = {**search.values(), "at": place.at, "after": place.id, "want": limit - len(found)}
-        found += rows_of(conn, _PAST.format(along=along, rest=rest), values)
+        found += rows_of(conn, _PAST.format(along=along, rest=rest), values, prepare=False)
         if len(found) == limit:
             place.at, place.id = found[-1]["finished_at"], found[-1]["id"]
             return False
-        edge = conn.execute(edges, values).fetchone()
-        if edge is None:
+        edge = rows_of(conn, edges, values, prepare=False)
+        if not edge:
             return True
-        place.at, place.id = edge
+        place.at, place.id = edge[0]["finished_at"], edge[0]["id"]
         if deadline is not None and time.monotonic() > deadline:
             return False
         chunk = min(chunk * 2, _MOST)
@@ -282,7 +284,7 @@ def _ways(conn: psycopg.Connection[Any], search: Search) -> list[str]:
 
 
 def _count(conn: psycopg.Connection[Any], sql: str, values: dict[str, Any]) -> int:
-    row = conn.execute(sql, values).fetchone()
+    row = conn.execute(sql, values, prepare=False).fetchone()
     return int(row[0]) if row else 0
 
 

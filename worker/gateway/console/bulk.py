@@ -21,7 +21,9 @@ from worker.gateway.console.pages import confirm, page
 from worker.gateway.state import gateway_of
 from worker.ledger import bulk, enqueue_in, manage, trail
 from worker.ledger.operators import Operator
+from worker.ledger.queues import queue_settings
 from worker.ledger.search import Search
+from worker.settings import settings
 
 #: Most jobs chosen by hand: those of a few pages.
 _MOST_BY_HAND = 500
@@ -79,12 +81,21 @@ def _ask(request: Request, act: Act, title: str, warning: str) -> Response | Non
 def _enqueue(request: Request, who: Operator, act: Act, **chosen: Any) -> Response:
     if isinstance(which := chosen.get("which"), Search):
         chosen["which"] = bulk.plain(which)
+    queue = _open_queue()
+    if queue is None:
+        return refused(request, "Every queue is paused, and it takes a job to do this. Resume one, or use `holdfast jobs`.")
     task = gateway_of(request).celery.tasks[bulk.TASK]
     with session() as alone, alone.begin(), enqueue_in(alone):
-        sent = task.apply_async(kwargs={"verb": act.verb, "by": who.name, **chosen}, priority=_FIRST)
+        sent = task.apply_async(kwargs={"verb": act.verb, "by": who.name, **chosen}, priority=_FIRST, queue=queue)
         details = {"which": chosen["which"]} if "which" in chosen else {"ids": len(chosen["ids"]), "first": chosen["ids"][:20]}
         trail.write(raw(alone), who.name, f"bulk.{act.verb}", sent.id, **details)
     return done(request, "It has begun; this page may be closed.", to=f"/console/bulk/{sent.id}")
+
+
+def _open_queue() -> str | None:
+    """Return the first queue that is not paused: before many jobs are acted on, people pause what they wait in."""
+    paused = {row["name"] for row in queue_settings() if row["paused"]}
+    return next((name for name in settings().queues if name not in paused), None)
 
 
 @viewer

@@ -71,7 +71,10 @@ def search_of(given: Mapping[str, str]) -> Search:
     if state not in GROUPS and state not in set(JobState):
         raise ValueError(f"state: {state[:40]!r} is none; it is one of {', '.join(JobState)}, living, ended or broken")
     since, until = (_moment(name, given[name]) for name in _MOMENTS)
-    return Search(GROUPS.get(state, (state,)), *(given[name] for name in _TEXTS), since, until)
+    return Search(
+        states=GROUPS.get(state, (state,)), task=given["task"], queue=given["queue"], caller=given["caller"], id=given["id"],
+        text=given["text"], since=since, until=until,
+    )  # fmt: skip
 
 
 def _moment(name: str, text: str) -> datetime | None:
