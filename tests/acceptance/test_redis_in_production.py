@@ -21,19 +21,29 @@ from redis.exceptions import NoPermissionError
 from tests import harness
 from tests import sample_tasks as tasks
 from tests.acceptance import lock_tasks
+from tests.console.visitors import PASSWORD, Visitor, routes
 from tests.harness import Gateway, Program, Relay, Worker, eventually, free_port
 from worker.app import app
 from worker.cli.program import invoke
 from worker.db import statement
 from worker.doctor import Report, examine, mend, streams
 from worker.embedded import RedisServer, Stack
-from worker.ledger import callers, history
+from worker.ledger import callers, history, operators
 from worker.store import keys
 
 GUIDE = (harness.ROOT / "docs" / "guides" / "redis-in-production.md").read_text()
 INCLUDE = "tests.sample_tasks,tests.acceptance.lock_tasks"
 ADD = tasks.add.name
 TABLE = "CREATE TABLE ran (job_id text, label text, at timestamptz DEFAULT clock_timestamp())"
+
+#: What is done in the console, with the fields of its form.
+ACTS = {
+    "queues/pause": {"queue": "default"}, "queues/resume": {"queue": "default"},
+    "queues/window": {"queue": "default", "window": "7"},
+    "schedules/fire": {"name": "soon"}, "streams/requeue-all": {"stream": keys.intake()}, "leaderboards/refresh": {},
+    "limits/reset": {"name": "metered", "key": "a"}, "cache/forget": {"keys": "statistics.backlog:value", "tags": "statistics"},
+    "cache/warm": {}, "flags/set": {"name": "f", "on": "yes"}, "account/sessions/end-others": {},
+}  # fmt: skip
 
 #: Servers by their role.
 Servers = dict[str, RedisServer]
@@ -206,6 +216,7 @@ def test_each_process_works_under_its_user_by_tls_and_may_do_nothing_else(
         ask_by_celery(tmp_path)
         with Redis.from_url(as_user(guarded["coordination"], "boss")) as client:
             ask_by_redis(client)
+        ask_by_console(gateway)
     finally:
         told = refused(guarded)
         for program in programs:
@@ -233,6 +244,25 @@ def ask_by_http(gateway: Gateway, folder: Path) -> None:
         assert "stopped" in http.get(job["href"], params={"wait": "30s"}).text
         assert "succeeded" in http.get(f"{job['href']}/events").text
         assert http.get("/readyz").json()["redis"] == "ready"
+
+
+def ask_by_console(gateway: Gateway) -> None:
+    """Log in, look at every page, and do what takes Redis for it."""
+    with statement() as conn:
+        operators.add(conn, "ada", "admin", PASSWORD)
+        ((job_id,),) = conn.execute("SELECT id FROM job_history WHERE task = %s LIMIT 1", (ADD,)).fetchall()
+    with Visitor(gateway.url) as ada:
+        assert ada.log_in("ada").status_code == 303
+        paths = [path for path in routes("GET") if "{" not in path and "/live/" not in path]
+        statuses = {path: ada.get(path).status_code for path in [*paths, f"/console/jobs/{job_id}"]}
+        assert set(statuses.values()) <= {200, 303, 404, 422}, statuses
+        for path in ("/console/live/overview", "/console/live/workers", f"/console/jobs/{job_id}/live"):
+            with ada.stream("GET", path) as told:
+                assert next(told.iter_bytes())
+        assert ada.send_form(f"/console/jobs/{job_id}/writing").status_code == 204
+        for act, fields in ACTS.items():
+            ada.act(f"/console/{act}", fields)
+        assert ada.send_form("/console/logout").status_code == 303
 
 
 def ask_by_celery(folder: Path) -> None:

@@ -22,7 +22,7 @@ from worker.db import statement
 from worker.embedded import Stack
 from worker.engine import beat
 from worker.errors import StoreUnavailable
-from worker.ledger import manage, results, schedules
+from worker.ledger import manage, queues, results, schedules
 from worker.ledger.schedules import Spec
 from worker.store import keys
 
@@ -209,8 +209,8 @@ def test_list_through_the_cache_is_the_list(db: Conn) -> None:
 
 def test_settings_are_asked_of_postgres_once(db: Conn, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
-    read = manage._read_settings
-    monkeypatch.setattr(manage, "_read_settings", lambda conn: asked.append(1) or read(conn))
+    read = queues._read
+    monkeypatch.setattr(queues, "_read", lambda conn: asked.append(1) or read(conn))
     manage.set_paused(db, "default", True)
     for _ in range(20):
         with statement() as conn:
