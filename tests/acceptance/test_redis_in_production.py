@@ -40,9 +40,9 @@ TABLE = "CREATE TABLE ran (job_id text, label text, at timestamptz DEFAULT clock
 ACTS = {
     "queues/pause": {"queue": "default"}, "queues/resume": {"queue": "default"},
     "queues/window": {"queue": "default", "window": "7"},
-    "schedules/fire": {"name": "soon"}, "streams/requeue-all": {"stream": keys.intake()}, "leaderboards/refresh": {},
+    "schedules/fire": {"name": "soon"}, "streams/requeue-all": {"stream": "intake"}, "leaderboards/refresh": {},
     "limits/reset": {"name": "metered", "key": "a"}, "cache/forget": {"keys": "statistics.backlog:value", "tags": "statistics"},
-    "cache/warm": {}, "flags/set": {"name": "f", "on": "yes"}, "account/sessions/end-others": {},
+    "cache/warm": {}, "flags/set": {"name": "f", "value": "on"}, "account/sessions/end-others": {},
 }  # fmt: skip
 
 #: Servers by their role.
