@@ -221,3 +221,7 @@ def test_pages_of_jobs_can_be_read_without_scripts(site: Site, tab: Callable[...
     page.get_by_role("button", name="Cancel…").click()
     page.get_by_role("button", name="Cancel").click()
     expect(page.get_by_text(f"{job_id} is cancelled.")).to_be_visible()
+
+
+def test_stream_about_a_job_that_is_none_ends_at_once(site: Site) -> None:
+    assert site.visitor("viewer").get("/console/jobs/none/live").text == "retry: 1000\n\n"

@@ -55,7 +55,7 @@ async def _stream(request: Request, gateway: Gateway, job_id: str, who: Operator
     loop, device = asyncio.get_running_loop(), uuid4().hex
     until, silent_since, beat_at = loop.time() + _LIFE_S, loop.time(), 0.0
     sent: dict[str, str] = {}
-    stood: Any = None
+    stood: Any = ...  # how it stands is None where there is no such job
     yield b"retry: 1000\n\n"
     try:
         async with gateway.watch.on(job_id) as watched:
