@@ -76,6 +76,8 @@ bench: $(STAMP)  ## Measure everything that has a benchmark, beside what others 
 	@$(BIN)/python -m benchmarks.gateway $(ARGS)
 	@$(BIN)/python -m benchmarks.doctor $(ARGS)
 	@$(BIN)/python -m benchmarks.hearing $(ARGS)
+	@$(BIN)/python -m benchmarks.live $(ARGS)
+	@$(BIN)/python -m benchmarks.console $(ARGS)
 
 lock: ALL := Everything: Holdfast with all its extras. `make install` uses it.
 lock: RUNTIME := What a container needs: Holdfast without its extras, and what builds it. The Dockerfile uses it.
