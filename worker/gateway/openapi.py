@@ -119,6 +119,14 @@ def _complete(document: dict[str, Any]) -> dict[str, Any]:
     return document
 
 
+def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of a parameter that may be left out: an address has no null."""
+    forms = [form for form in schema.get("anyOf", ()) if form != {"type": "null"}]
+    if len(forms) != 1:
+        return schema
+    return {**{name: value for name, value in schema.items() if name != "anyOf"}, **forms[0]}
+
+
 def _complete_operation(path: str, operation: dict[str, Any]) -> None:
     keyed, asked_deep = path.startswith("/v1/") or path == "/metrics", path == "/readyz"
     errors = dict(_ANY)
@@ -129,6 +137,8 @@ def _complete_operation(path: str, operation: dict[str, Any]) -> None:
         errors |= _BODIED
     if "{job_id}" in path:
         errors |= _OF_A_JOB
+    for parameter in operation.get("parameters", ()):
+        parameter["schema"] = _without_null(parameter["schema"])
     if operation["operationId"] in _CONFLICTS:
         errors[409] = _CONFLICTS[operation["operationId"]]
     if asked_deep:
