@@ -367,3 +367,9 @@ def test_what_fails_inside_is_a_problem_that_tells_nothing(door: Door, me: httpx
     answer = me.get("/v1/tasks")
     problem(answer, 500, "internal_error")
     assert "secret" not in answer.text
+
+
+def test_a_parameter_given_twice_is_refused_where_it_is_no_list(admin: httpx.Client) -> None:
+    problem(admin.get("/v1/usage?limit=5&limit=8"), 422, "invalid_request", "limit")
+    assert admin.get("/v1/jobs?state=queued&state=running").status_code == 200
+    assert admin.get("/v1/usage?by=model&by=day").status_code == 200

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from functools import lru_cache
+from typing import Any, get_args, get_origin
 
 from cachetools import TTLCache
 from starlette.requests import Request
@@ -70,13 +72,24 @@ def forget() -> None:
 
 
 def check_parameters(request: Request) -> None:
-    """Raise `Problem` 422 that names a query parameter the route does not have: a filter that is misspelt filters nothing."""
+    """Raise `Problem` 422 that names a query parameter the route does not have, or not more than once.
+
+    A filter that is misspelt filters nothing, and of one that is repeated only the last would.
+    """
     if not request.scope["query_string"]:
         return
     dependant = getattr(request.scope["route"], "dependant", None)
-    known = {parameter.alias for parameter in dependant.query_params} if dependant else set()
-    if unknown := sorted(set(request.query_params) - known):
-        raise Problem(422, f"There is no parameter {unknown[0][:60]!r} here.", field=unknown[0][:60])
+    known = {parameter.alias: _is_list(parameter) for parameter in dependant.query_params} if dependant else {}
+    for name, count in Counter(name for name, _ in request.query_params.multi_items()).items():
+        if name not in known:
+            raise Problem(422, f"There is no parameter {name[:60]!r} here.", field=name[:60])
+        if count > 1 and not known[name]:
+            raise Problem(422, f"{name}: it is given {count} times.", field=name)
+
+
+def _is_list(parameter: Any) -> bool:
+    annotation = parameter.field_info.annotation
+    return any(get_origin(kind) is list for kind in (annotation, *get_args(annotation)))
 
 
 # ---- rates
