@@ -132,3 +132,21 @@ def test_bulk_act_that_makes_no_sense_is_refused(site: Site, db: Conn) -> None:
     assert site.visitor("viewer").send_form("/console/bulk", verb="cancel", all="yes", confirmed="yes").status_code == 403
     assert db.execute("SELECT count(*) FROM jobs WHERE task = %s", (bulk.TASK,)).fetchone() == (0,)
     assert ann.get(f"/console/bulk/{tasks.noop.delay().id}").status_code == 404
+
+
+def test_a_bulk_act_that_no_operator_asked_for_does_nothing(site: Site, db: Conn, relay: Relay, bench: Bench) -> None:
+    """Whoever may enqueue may call any task, this one included; a name of an operator is no proof."""
+    tasks.add.apply_async((1, 1), countdown=3600)
+    ann = site.visitor("operator", "ann")
+    ann.act("/console/bulk", verb="retry", all="yes")  # another act of hers does not count
+    relay.round()
+    bench.run(bench.take() or {})
+    forged = act_on_many.delay(verb="discard", by="ann", which={})
+    relay.round()
+    bench.work()
+    assert states(db)["succeeded"] == 1
+    found = db.execute("SELECT state, error FROM job_history WHERE id = %s", (forged.id,)).fetchone()
+    assert found is not None
+    assert found[0] == "failed"
+    assert "no operator 'ann' asked for this job" in found[1]
+    assert db.execute("SELECT count(*) FROM audit_log WHERE target = %s", (forged.id,)).fetchone() == (0,)

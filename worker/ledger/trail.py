@@ -18,6 +18,7 @@ _LONGEST = 500
 _WRITE = """
 INSERT INTO audit_log (actor, action, target, details) VALUES (%(actor)s, %(action)s, %(target)s, %(details)s)
 """
+_TELLS = "SELECT FROM audit_log WHERE target = %(target)s AND action = %(action)s AND actor = %(actor)s LIMIT 1"
 _COLUMNS = ("id", "actor", "action", "target", "details", "at")
 _LIST = f"SELECT {', '.join(_COLUMNS)} FROM audit_log WHERE {{where}} ORDER BY id DESC LIMIT %(limit)s"
 _NARROW = {
@@ -33,6 +34,12 @@ def write(conn: psycopg.Connection[Any], actor: str, action: str, target: str = 
     """
     values = {"actor": actor, "action": action, "target": _plain(target)[:_LONGEST], "details": Jsonb(_plain(details))}
     conn.execute(_WRITE, values)
+
+
+def tells(conn: psycopg.Connection[Any], actor: str, action: str, target: str) -> bool:
+    """Tell whether it stands here that somebody did this to that: nobody but the console and the command line can write it."""
+    values = {"actor": actor, "action": action, "target": _plain(target)[:_LONGEST]}
+    return conn.execute(_TELLS, values).fetchone() is not None
 
 
 @contextmanager

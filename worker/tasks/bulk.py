@@ -26,7 +26,12 @@ def act_on_many(
     """Do it to each of the jobs and return how many it was done to, how many refused and why, and whether it was stopped.
 
     Run again after the death of its worker it takes what is left: what was done is not chosen again, or refuses.
+
+    It does so only for an operator who asked for this very job: a task can be called by whoever may enqueue, and jobs of others
+    are none of theirs. The console writes that into the trail in the transaction in which it hands the job in.
     """
+    if not repeatable(lambda conn: trail.tells(conn, by, f"bulk.{verb}", self.request.id)):
+        raise InvalidJob(f"no operator {by!r} asked for this job in the console")
     act = ACTS[verb]
     chosen = ids if ids is not None else _chosen(act, bulk.read(which or {}), self.request.id)
     done: Counter[str] = Counter()
