@@ -121,6 +121,18 @@ def test_signature_over_another_body_is_not_taken(hook: Hook, site: Site) -> Non
         Webhook(SECRET).verify(site.seen[0].body + b" ", site.seen[0].headers)
 
 
+def test_what_tells_of_no_job_is_not_signed(hook: Hook, site: Site) -> None:
+    """Whoever may enqueue may call any task, and would have the house's signature on a text of theirs."""
+    forged = {"url": site.url(), "host": "127.0.0.1", "payload": '{"type":"job.succeeded","data":{"id":"yours"}}'}
+    job_id = accept_calls(app, [Call(webhooks.deliver.name, kwargs=forged, caller="stranger")])[0]
+    hook.run()
+    assert site.seen == []
+    row = hook.db.execute("SELECT state, error FROM job_history WHERE id = %s", (job_id,)).fetchone()
+    assert row is not None
+    assert row[0] == "failed"
+    assert "it tells of no job" in row[1]
+
+
 def _cancel(hook: Hook, job_id: str) -> None:
     app.control.cancel(job_id)
 

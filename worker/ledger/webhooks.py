@@ -16,13 +16,16 @@ from worker.ledger.manage import Filter
 #: The task of a delivery. The trigger that makes them is in the migration of the SQL door.
 TASK = "webhook.deliver"
 
-#: Whose it is, how old, and in how many seconds the oldest one of the same job is due that is still to go before it.
+#: Whose it is, how old, in how many seconds the oldest one of the same job is due that is still to go before it, and where that
+#: job is to be told of.
 _TURN = """
 SELECT me.caller, extract(epoch FROM clock_timestamp() - me.created_at)::float8,
        (SELECT greatest(extract(epoch FROM first.available_at - clock_timestamp()), 0)::float8 FROM jobs first
          WHERE first.task = 'webhook.deliver' AND first.parent_id = me.parent_id AND first.id <> me.id
            AND (first.created_at, first.id) < (me.created_at, me.id)
-         ORDER BY first.created_at, first.id LIMIT 1)
+         ORDER BY first.created_at, first.id LIMIT 1),
+       (SELECT callback_url FROM (SELECT id, callback_url FROM jobs UNION ALL SELECT id, callback_url FROM job_history) AS told
+         WHERE told.id = me.parent_id LIMIT 1)
   FROM jobs me WHERE me.id = %s
 """
 
@@ -42,17 +45,19 @@ _SAME = ("id", "state", "caller", "attempt", "error", "created_at", "available_a
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """Where a delivery stands: whose job it tells of, its age, and the seconds until one is due that must go before it."""
+    """Where a delivery stands: whose job it tells of, its age, the seconds until one is due that must go before it, and the
+    callback URL of the job it tells of, None where there is no such job."""
 
     caller: str | None
     age_s: float
     before_s: float | None
+    callback_url: str | None
 
 
 def turn(conn: psycopg.Connection[Any], delivery_id: str) -> Turn:
     """Return where a living delivery stands."""
     row = conn.execute(_TURN, (delivery_id,)).fetchone()
-    return Turn(*row) if row else Turn(None, 0.0, None)
+    return Turn(*row) if row else Turn(None, 0.0, None, None)
 
 
 def deliveries_of(conn: psycopg.Connection[Any], job_id: str) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 from worker.app import app
 from worker.clock import now
 from worker.db import statement
-from worker.errors import HttpStatusError, HttpUnreachable, SettingsError
+from worker.errors import HttpStatusError, HttpUnreachable, InvalidJob, SettingsError
 from worker.ledger import webhooks
 from worker.limits import Circuit
 from worker.settings import settings
@@ -32,10 +32,13 @@ def deliver(self: Any, *, url: str, host: str, payload: str) -> dict[str, Any]:
     """Post `payload`, signed by Standard Webhooks, and return the receiver's status and its time.
 
     It goes after earlier deliveries of the same job, and is tried again with growing waits, or as long as `Retry-After` says,
-    for a day. 410 ends it at once, and so does an address that may not be called.
+    for a day. 410 ends it at once, and so does an address that may not be called. What tells of no job is not signed: a task can
+    be called by whoever may enqueue.
     """
     with statement() as conn:
         turn = webhooks.turn(conn, self.request.id)
+    if turn.callback_url != url:
+        raise InvalidJob("it tells of no job that is to be told of there")
     circuit = Circuit(f"webhook:{host}")
     if turn.before_s is not None:
         self.snooze(min(turn.before_s, _TURN_S) + uniform(0.1, 1.0), "waits for an earlier delivery of its job")
