@@ -152,6 +152,21 @@ def test_message_that_comes_as_the_worker_closes_goes_back_to_its_place_and_with
     assert redis.exists(keys.job_lock(jobs[2].id)) == 0
 
 
+def test_redis_that_is_too_full_to_take_a_message_back_keeps_no_worker_from_closing(taken: Taken, redis: Redis) -> None:
+    """The audit sends its job again, which the lock does not keep waiting."""
+    jobs = [tasks.add.delay(n, n) for n in range(4)]
+    assert [taken.look()["id"] for _ in jobs[:2]] == [job.id for job in jobs[:2]]
+    taken.channel._brpop_start()
+    eventually(lambda: redis.llen("default\x06\x163") == 1, what="the third message on its way")
+    redis.config_set("maxmemory", 1)
+    try:
+        taken.channel.close()
+    finally:
+        redis.config_set("maxmemory", 0)
+    assert redis.llen("default\x06\x163") == 1
+    assert redis.exists(keys.job_lock(jobs[2].id)) == 0
+
+
 def test_message_that_names_another_job_brings_no_lock(taken: Taken, redis: Redis) -> None:
     jobs = [tasks.add.delay(n, n) for n in range(2)]
     raws = [raw.replace(b'"job":"' + jobs[1].id.encode(), b'"job":"another') for raw in redis.lrange("default\x06\x163", 0, -1)]  # type: ignore[union-attr]

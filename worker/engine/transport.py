@@ -148,14 +148,14 @@ class _Hardened:
     def _put_back(self, key: bytes, item: bytes, payload: dict[str, Any] | None, locked: bool) -> None:
         """Give back what nobody takes here to the place it had, after its lock: who takes it next shall find that free.
 
-        When Redis goes away with it, the audit sends the job again.
+        When Redis goes away with it, or is too full to take it back, the audit sends the job again.
         """
         if locked and self._asked and payload is not None:
             locks.release(keys.job_lock(payload["headers"]["id"]), self._asked[0])
         try:
             with self.conn_or_acquire() as client:
                 client.rpush(key, item)
-        except self.connection_errors as exc:
+        except (*self.connection_errors, redis.exceptions.ResponseError) as exc:
             OUTAGES.labels("transport", "message sent again").inc()
             logger.warning("a message could not be given back", error=str(exc))
 
