@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,23 @@ def free_port() -> int:
         return int(free.getsockname()[1])
 
 
+@contextmanager
+def redis_of(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *variables: str) -> Iterator[RedisServer]:
+    """Lend a server of one of the programs there are here, to which these variables point."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "redis-server").symlink_to(harness.redis_programs()[name])
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=":")
+    (tmp_path / "redis").mkdir()
+    found = RedisServer(tmp_path / "redis", free_port(), "secret")
+    found.start()
+    for variable in variables:
+        monkeypatch.setenv(variable, found.url)
+    harness.forget()
+    yield found
+    found.thaw()
+    found.stop()
+
+
 @pytest.fixture(params=["stack", *harness.redis_programs()])
 def server(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, env: dict[str, str]
@@ -122,18 +140,8 @@ def server(
     if request.param == "stack":
         yield request.getfixturevalue("stack").redis
         return
-    program = harness.redis_programs()[request.param]
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "redis-server").symlink_to(program)
-    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=":")
-    (tmp_path / "redis").mkdir()
-    found = RedisServer(tmp_path / "redis", free_port(), "secret")
-    found.start()
-    monkeypatch.setenv("REDIS_URL", found.url)
-    harness.forget()
-    yield found
-    found.thaw()
-    found.stop()
+    with redis_of(request.param, tmp_path, monkeypatch, "REDIS_URL") as found:
+        yield found
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests import harness
+from tests.integration.conftest import redis_of
 from worker.cache import MISSING, Region, hot
 from worker.embedded import RedisServer
 from worker.errors import LoadFailed
@@ -21,20 +21,9 @@ def server(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, env: dict[str, str]
 ) -> Iterator[RedisServer]:
     """The cache server, of every kind there is here beside the stack's."""
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "redis-server").symlink_to(harness.redis_programs()[request.param])
-    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=":")
-    (tmp_path / "cache").mkdir()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    found = RedisServer(tmp_path / "cache", port, "secret")
-    found.start()
-    monkeypatch.setenv("CACHE_URL", found.url)
     monkeypatch.setenv("HOLDFAST_CACHE_TIMEOUT_MS", "2000")
-    harness.forget()
-    yield found
-    found.stop()
+    with redis_of(request.param, tmp_path, monkeypatch, "CACHE_URL") as found:
+        yield found
 
 
 def test_every_script_works() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests import harness
+from tests.integration.conftest import redis_of
 from worker.embedded import RedisServer
 from worker.errors import SessionConflict, SessionGone
 from worker.live import Board, Feed, Place, Presence, Score, Sessions, Snapshot, flag
@@ -21,22 +21,10 @@ def server(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, env: dict[str, str]
 ) -> Iterator[RedisServer]:
     """Both roles on one server, of every kind there is here beside the stack's."""
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "redis-server").symlink_to(harness.redis_programs()[request.param])
-    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=":")
-    (tmp_path / "redis").mkdir()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    found = RedisServer(tmp_path / "redis", port, "secret")
-    found.start()
-    for name in ("REDIS_URL", "CACHE_URL"):
-        monkeypatch.setenv(name, found.url)
     monkeypatch.setenv("HOLDFAST_CACHE_TIMEOUT_MS", "2000")
     monkeypatch.setenv("HOLDFAST_REDIS_TIMEOUT_S", "10")
-    harness.forget()
-    yield found
-    found.stop()
+    with redis_of(request.param, tmp_path, monkeypatch, "REDIS_URL", "CACHE_URL") as found:
+        yield found
 
 
 def test_every_script_works() -> None:
