@@ -356,7 +356,7 @@ def _append(path: str, line: str) -> None:
         file.write(f"{line}\n")
 
 
-def _wait_for(path: str, timeout: float = 20.0) -> None:
+def _wait_for(path: str, timeout: float = 40.0) -> None:
     deadline = time.monotonic() + timeout
     while not Path(path).exists():
         if time.monotonic() > deadline:

@@ -37,9 +37,10 @@ def defaults() -> dict[str, Any]:
         "task_create_missing_queues": False,
         "task_serializer": "json", "result_serializer": "json", "accept_content": ["json"],
         # A message is let go of when its job has ended, so a worker takes no more than it runs, and none waits behind a long one;
-        # but for the one that the transport holds for a moment.
+        # but for those that its pool takes ahead for a moment.
         "task_acks_late": True,
         "worker_prefetch_multiplier": 1,
+        "worker_pool": "worker.engine.prefork:TaskPool", "worker_pool_putlocks": False,
         "worker_cancel_long_running_tasks_on_connection_loss": False,
         "result_expires": conf.result_ttl_s,
         "beat_scheduler": "worker.engine.beat:LedgerScheduler",

@@ -86,12 +86,13 @@ class House:
 
 @pytest.fixture(scope="module")
 def house(stack: Stack, template: str, request: pytest.FixtureRequest) -> Iterator[House]:
-    """Emptied servers and a database of this file's own, this process pointed at them, and a relay."""
+    """Emptied servers and a database of this file's own, pointed at by this process, and a relay; with the file's `SETTINGS`."""
     name = f"acceptance_{request.module.__name__.rpartition('.')[2]}"
     with pytest.MonkeyPatch.context() as patch:
         url = harness.create_database(stack.postgres.url, name, template)
         for variable, value in {
             **SETTINGS,
+            **getattr(request.module, "SETTINGS", {}),
             "DATABASE_URL": url,
             "REDIS_URL": stack.redis.url,
             "CACHE_URL": stack.cache.url,

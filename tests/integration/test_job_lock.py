@@ -128,16 +128,16 @@ def test_worker_takes_the_lock_with_every_message_of_a_backlog_but_the_first(tak
     assert len({headers["holdfast"]["l"] for headers in found[1:]}) == 3
 
 
-def test_lock_that_a_message_brings_along_is_not_believed(taken: Taken, redis: Redis) -> None:
+def test_lock_and_time_that_a_message_brings_along_are_not_believed(taken: Taken, redis: Redis) -> None:
     forged = tasks.add.delay(1, 2)
     (raw,) = redis.lrange("default\x06\x163", 0, -1)  # type: ignore[misc]
     message = loads(raw)
-    message["headers"]["holdfast"] |= {"l": "0" * 32, "p": time.monotonic()}
+    message["headers"]["holdfast"] |= {"l": "0" * 32, "p": time.monotonic(), "u": 0.0}
     redis.delete("default\x06\x163")
     redis.rpush("default\x06\x163", *[encode(message)] * 2)
     found = [taken.look(), taken.look()]
     assert [headers["id"] for headers in found] == [forged.id] * 2
-    assert {"l", "p"}.isdisjoint(found[0]["holdfast"])
+    assert {"l", "p", "u"}.isdisjoint(found[0]["holdfast"])
     assert found[1]["holdfast"]["l"] != "0" * 32
 
 

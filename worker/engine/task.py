@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NoReturn
@@ -17,6 +18,7 @@ from sqlalchemy.orm import Session
 from worker import faults, locks
 from worker.db import raw, session, statement
 from worker.engine import gating, locking, node
+from worker.engine.ahead import Overdue
 from worker.engine.options import LONGEST
 from worker.engine.run import Phase, Run, Snooze, current, enter
 from worker.errors import InvalidJob, InvalidLimit, LedgerUnavailable, NotInJob, StoreUnavailable
@@ -145,6 +147,8 @@ class Task(CeleryTask):  # type: ignore[misc]
         if request.called_directly:
             return super().__call__(*args, **kwargs)
         delivery = request.get(HEADER)
+        if isinstance(delivery, dict) and time.monotonic() > delivery.get("u", math.inf):
+            raise Overdue
         if request.is_eager or not isinstance(delivery, dict) or "r" not in delivery:
             self._start(args, kwargs)
             return self.run(*args, **kwargs)

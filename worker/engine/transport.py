@@ -9,19 +9,20 @@ from uuid import uuid4
 
 import redis
 from celery import current_app
-from kombu.asynchronous import Hub, get_event_loop
 from kombu.connection import Connection
 from kombu.transport import redis as stock
+from kombu.transport import virtual
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import loads
 
 from models import JobState
 from worker import locks
-from worker.errors import HoldfastError
+from worker.engine import ahead
+from worker.errors import HoldfastError, StoreUnavailable
 from worker.ledger.message import HEADER, JOB, decode, is_ours
 from worker.ledger.settle import Guard
 from worker.settings import settings
-from worker.store import keys, script
+from worker.store import coordination, keys, script
 from worker.telemetry import DROPPED, OUTAGES, log
 
 logger = log(__name__)
@@ -31,11 +32,26 @@ _NO_SCRIPT_S = 10.0
 
 _pop = script("queue_pop")
 
-#: Seconds for which a message waits in hand for a child of this worker; another worker may be free.
-_IN_HAND_S = 0.05
+#: Where a message that is taken ahead of the children keeps what it takes to give it back: its list, its bytes, its lock's token.
+_TAKEN = "taken"
 
 #: Seconds between two looks for a Redis that is away: jobs wait in Postgres for its return.
 _LOOK_S = 1
+
+
+class _QoS(virtual.QoS):
+    """How many messages a worker takes: one for each child, and ahead one more for each that will soon be free."""
+
+    _delivered: Any
+    _dirty: Any
+
+    def can_consume(self) -> bool:
+        """Tell whether one more is to be taken."""
+        return not self.is_ahead() or len(self._delivered) - len(self._dirty) < self.prefetch_count + ahead.wanted()
+
+    def is_ahead(self) -> bool:
+        """Tell whether one more would be taken ahead."""
+        return not super().can_consume()  # type: ignore[no-untyped-call]
 
 
 class _Hardened:
@@ -53,6 +69,7 @@ class _Hardened:
     active_queues: Any
     _closing: bool
     qos: Any
+    QoS: Any
 
     #: Whether the last look brought a message, so that the next may be there: then it is taken with the lock of its job.
     _more = False
@@ -60,8 +77,10 @@ class _Hardened:
     _asked: tuple[str, float] | None = None
     #: Until when scripts are not tried again that the server refused.
     _no_script_until = 0.0
-    #: What is to look after a message in hand.
-    _in_hand: Any = None
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.QoS = _QoS
 
     def _brpop_start(self, timeout: float | None = None) -> None:
         """Ask for the next message: while there are more, for one and its lock at once, which spares a child a round trip."""
@@ -84,17 +103,16 @@ class _Hardened:
             queue = bytes_to_str(key).rsplit(self.sep, 1)[0]
             self._queue_cycle.rotate(queue)
             payload = _decoded(item)
+            lock = None if payload is None else self._note(payload, key, item, locked)
             if self._closing:
-                self._put_back(key, item, payload, locked)
+                self._put_back(key, item, lock)
             elif payload is None:
                 self._hand_over(item, queue)
             else:
-                self._note_lock(payload, locked)
                 self._deliver(payload, queue)
         finally:
             self._in_poll = None
             self._flush_brpop_reauth()
-        self._ask_ahead()
         return True
 
     def _popped(self, **options: Any) -> tuple[bytes, bytes, bool]:
@@ -115,58 +133,43 @@ class _Hardened:
         key, item, *locked = popped
         return key, item, bool(locked and locked[0])
 
-    # ---- a message in hand
+    def give_back(self, message: Any) -> None:
+        """Give back a message that was taken ahead, and for which no child had time."""
+        self._put_back(*message._raw[_TAKEN])
+        self.qos.ack(message.delivery_tag)
 
-    def _ask_ahead(self) -> None:
-        """While all children are busy and there are more messages, have the next one come: who is free need not wait for Redis.
-
-        kombu leaves the answer in the socket until a child is free.
-        """
-        loop = get_event_loop()
-        if loop is None or not self._more or self._closing or self.qos.can_consume() or time.monotonic() < self._no_script_until:
-            return
-        self._brpop_start()
-        if self._in_hand is None:
-            self._in_hand = loop.call_later(_IN_HAND_S, self._look_after, loop)
-
-    def _look_after(self, loop: Hub) -> None:
-        """Put a message back that no child was free for in time: another worker may have one that is."""
-        self._in_hand = None
-        if self._asked is None or not self._in_poll or self._closing or self.qos.can_consume():
-            return
-        if time.monotonic() - self._asked[1] < _IN_HAND_S or not self.client.connection.can_read(0):
-            self._in_hand = loop.call_later(_IN_HAND_S, self._look_after, loop)
-            return
-        try:
-            key, item, locked = self._popped()
-            self._put_back(key, item, _decoded(item), locked)
-        except Empty:
-            pass
-        finally:
-            self._in_poll = None
-
-    def _put_back(self, key: bytes, item: bytes, payload: dict[str, Any] | None, locked: bool) -> None:
+    def _put_back(self, key: bytes, item: bytes, lock: tuple[str, str] | None) -> None:
         """Give back what nobody takes here to the place it had, after its lock: who takes it next shall find that free.
 
         When Redis goes away with it, or is too full to take it back, the audit sends the job again.
         """
-        if locked and self._asked and payload is not None:
-            locks.release(keys.job_lock(payload["headers"]["id"]), self._asked[0])
+        if lock is not None:
+            locks.release(*lock)
         try:
-            with self.conn_or_acquire() as client:
+            with coordination().use() as client:  # the channel may be closed by now
                 client.rpush(key, item)
-        except (*self.connection_errors, redis.exceptions.ResponseError) as exc:
+        except StoreUnavailable as exc:
             OUTAGES.labels("transport", "message sent again").inc()
             logger.warning("a message could not be given back", error=str(exc))
 
-    def _note_lock(self, payload: dict[str, Any], locked: bool) -> None:
-        """Hand on the token of the lock that was taken with a message; one that the message brings along is not believed."""
-        ours = payload["headers"][HEADER]
-        if isinstance(ours, dict):
-            for name in ("l", "p"):
-                ours.pop(name, None)
-            if locked and self._asked and payload.get(JOB) == payload["headers"]["id"]:
-                ours["l"], ours["p"] = self._asked
+    def _note(self, payload: dict[str, Any], key: bytes, item: bytes, locked: bool) -> tuple[str, str] | None:
+        """Note on a message what a child needs to know of it; what it brings along itself is not believed.
+
+        That is the token of the lock that was taken with it, which is returned with the lock's key, and until when it may wait if
+        no child is free for it.
+        """
+        ours, lock = payload["headers"][HEADER], None
+        if not isinstance(ours, dict):
+            return None
+        for name in ("l", "p", "u"):
+            ours.pop(name, None)
+        if locked and self._asked and payload.get(JOB) == payload["headers"]["id"]:
+            ours["l"], ours["p"] = self._asked
+            lock = keys.job_lock(payload[JOB]), self._asked[0]
+        if self.qos.is_ahead():
+            ours["u"] = time.monotonic() + ahead.WAIT_S
+            payload[_TAKEN] = key, item, lock
+        return lock
 
     def _go_without(self, exc: Exception) -> None:
         """Teach a server the script that it does not know; leave one that refuses it alone for a while."""

@@ -12,7 +12,7 @@ from kombu.utils.json import loads
 
 #: The header by which a worker knows a message that has a row. Its value: revision `r`, moment sent `t` (ms since 1970),
 #: and the line `g` it was let out of, if any. The worker that took it adds the token `l` of the lock it took with it, if any, and
-#: the moment `p` at which it asked (seconds of the machine's monotonic clock).
+#: the moment `p` at which it asked, and until when it may wait for a child, `u` (seconds of the machine's monotonic clock).
 HEADER = "holdfast"
 #: The last key of a payload: the job's id, where `queue_pop.lua` finds it without reading the rest.
 JOB = "job"
