@@ -167,6 +167,16 @@ def test_redis_that_is_too_full_to_take_a_message_back_keeps_no_worker_from_clos
     assert redis.exists(keys.job_lock(jobs[2].id)) == 0
 
 
+def test_message_that_waited_for_its_child_too_long_is_not_run(bench: Bench) -> None:
+    job = tasks.add.delay(1, 2)
+    message = bench.take()
+    assert message
+    for until, state in ((time.monotonic() - 1, "PENDING"), (time.monotonic() + 60, "SUCCESS")):
+        message["headers"]["holdfast"]["u"] = until
+        bench.run(message)
+        assert job.status == state
+
+
 def test_message_that_names_another_job_brings_no_lock(taken: Taken, redis: Redis) -> None:
     jobs = [tasks.add.delay(n, n) for n in range(2)]
     raws = [raw.replace(b'"job":"' + jobs[1].id.encode(), b'"job":"another') for raw in redis.lrange("default\x06\x163", 0, -1)]  # type: ignore[union-attr]
