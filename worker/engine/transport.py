@@ -60,6 +60,7 @@ class _Hardened:
     client: Any
     connection: Any
     connection_errors: Any
+    ack_emulation: bool
     sep: str
     conn_or_acquire: Any
     _queue_cycle: Any
@@ -80,7 +81,8 @@ class _Hardened:
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.QoS = _QoS
+        if not self.ack_emulation:
+            self.QoS = _QoS
 
     def _brpop_start(self, timeout: float | None = None) -> None:
         """Ask for the next message: while there are more, for one and its lock at once, which spares a child a round trip."""
@@ -166,7 +168,7 @@ class _Hardened:
         if locked and self._asked and payload.get(JOB) == payload["headers"]["id"]:
             ours["l"], ours["p"] = self._asked
             lock = keys.job_lock(payload[JOB]), self._asked[0]
-        if self.qos.is_ahead():
+        if isinstance(self.qos, _QoS) and self.qos.is_ahead():
             ours["u"] = time.monotonic() + ahead.WAIT_S
             payload[_TAKEN] = key, item, lock
         return lock
