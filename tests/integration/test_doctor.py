@@ -256,6 +256,7 @@ def test_keys_of_strangers_are_found(redis: Redis, cache: Redis) -> None:
     redis.set(keys.cache_entry("a"), "on the wrong server", ex=60)
     cache.set("rq:job:1", "x")
     cache.rpush("default", "{}")  # a queue, but not here
+    cache.set(keys.cache_entry("a"), "ours", ex=60)
     cache.set("holdfast:cache:{a}:bogus", "x", ex=60)
     lines = found("keys.undeclared")
     assert any(line.startswith("2 keys session:") for line in lines)
@@ -300,7 +301,14 @@ def test_keys_by_the_thousand_are_looked_at_in_short_steps(own: Callable[[str], 
     (line,) = found("keys.undeclared")
     assert line.startswith("10,000 keys strangers:")
     steps = client.info("commandstats")["cmdstat_scan"]["calls"]
-    assert steps >= 2 * 30_000 / (2 * keyspace._PAGE)  # how long each takes is measured by `python -m benchmarks.doctor`
+    assert steps >= 2 * 30_000 / (2 * keyspace._PAGES[-1])  # how long each takes is measured by `python -m benchmarks.doctor`
+
+
+def test_a_step_is_as_long_as_the_server_is_fast() -> None:
+    assert keyspace._next_page(300, 2 * keyspace._STEP_US) == 150
+    assert keyspace._next_page(300, keyspace._STEP_US * 3 // 4) == 400
+    assert keyspace._next_page(300, 0) == 600
+    assert (keyspace._next_page(100, 1_000_000), keyspace._next_page(1500, 1)) == (100, 1500)
 
 
 # ---- streams

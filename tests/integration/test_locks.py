@@ -6,6 +6,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -13,11 +14,11 @@ from redis import Redis
 
 from tests.harness import Program, eventually
 from worker.embedded import RedisServer
-from worker.errors import InvalidLock, LockBusy, LockLost, LockReentered
+from worker.errors import InvalidLock, LockBusy, LockLost, LockReentered, StoreUnavailable
 from worker.locks import Held, Lock, Semaphore, break_lock, list_locks, picture_of, queued
 from worker.locks import held as held_locks
 from worker.locks.turns import turns
-from worker.store import keys
+from worker.store import client, keys
 
 #: A lease that no test outlives.
 LONG_S = 30.0
@@ -220,6 +221,24 @@ def test_two_hundred_waiters_are_served_in_the_order_they_came_without_polling(r
     assert queue_of(redis, "a") == 0
 
 
+def test_waiter_of_the_same_process_is_told_by_who_gives_it_up_and_one_of_another_through_the_server(
+    redis: Redis, env: dict[str, str]
+) -> None:
+    code = "from worker.locks import Lock; print('waits', flush=True); Lock('a', 30).acquire(60); print('held', flush=True)"
+    order: list[int] = []
+    gate = Lock("a", LONG_S).acquire()
+    threads = waiters(redis, "a", 3, lambda n, held: order.append(n))
+    with Program("-c", code, name="waiter", ready="waits") as waiter:
+        eventually(lambda: queue_of(redis, "a") == 4, 10)
+        before = commands(redis).get("publish", 0)
+        gate.release()
+        for thread in threads:
+            thread.join(10)
+        waiter.wait_for_log("held")
+    assert order == [0, 1, 2]
+    assert commands(redis)["publish"] - before == 1
+
+
 def commands(redis: Redis) -> dict[str, int]:
     told: dict[str, Any] = redis.info("commandstats")  # type: ignore[assignment]
     return {name.removeprefix("cmdstat_"): stats["calls"] for name, stats in told.items()}
@@ -344,33 +363,45 @@ def test_interrupted_waiter_leaves_the_queue(redis: Redis, monkeypatch: pytest.M
 
 def test_try_whose_answer_was_lost_is_recognised_by_the_next(redis: Redis, stack: Any) -> None:
     lock = Lock("a", LONG_S)
-    role = harness_answer_lost(lock)
-    assert redis.get(keys.lock("a")) == role, "the server took it"
+    with answers_lost(), pytest.raises(StoreUnavailable):
+        lock.try_acquire()
+    token = redis.get(keys.lock("a"))
+    assert token, "the server did not take it"
     held = eventually(lock.try_acquire, 5)
-    assert held.token.encode() == role
+    assert held.token.encode() == token
     assert other("a") is None
     held.release()
     assert other("a")
 
 
-def harness_answer_lost(lock: Lock) -> bytes:
-    """Take a lock on the server and lose the answer on the way; return the token under which it is held."""
-    from worker.errors import StoreUnavailable
-    from worker.store import client, coordination
+def test_waiter_goes_on_at_once_though_the_answer_to_the_release_that_served_it_was_lost(redis: Redis) -> None:
+    served: list[int] = []
+    gate = Lock("a", LONG_S).acquire()
+    (thread,) = waiters(redis, "a", 1, lambda n, held: served.append(n))
+    started = time.monotonic()
+    with answers_lost():
+        assert gate.release(), "it was held until then"
+    thread.join(20)
+    assert served == [0]
+    assert time.monotonic() - started < queued._ASK_S / 2, "it went on only when it asked by itself"
+
+
+@contextmanager
+def answers_lost() -> Iterator[None]:
+    """Let the server do what it is asked for within the block, and lose its answers to this thread on the way."""
+    whole, here = client.Client.ask, threading.get_ident()
 
     def lose(self: client.Client, wanted: Any) -> Any:
-        whole(self, wanted)
-        raise StoreUnavailable("the answer was lost")
+        answers = whole(self, wanted)
+        if threading.get_ident() == here:
+            raise StoreUnavailable("the answer was lost")
+        return answers
 
-    whole = client.Client.ask
     client.Client.ask = lose  # type: ignore[method-assign]
     try:
-        with pytest.raises(StoreUnavailable):
-            lock.try_acquire()
+        yield
     finally:
         client.Client.ask = whole  # type: ignore[method-assign]
-    with coordination().use() as conn:
-        return conn.get(keys.lock("a"))  # type: ignore[no-any-return,return-value]
 
 
 # ---- semaphores

@@ -13,8 +13,12 @@ from typing import Any
 from worker.store import keys, script
 from worker.store.client import Role
 
-#: Keys looked at in one step of the server: about a millisecond.
+#: Keys looked at in the first step of the server, and asked about in one round trip.
 _PAGE = 300
+#: Microseconds that further steps are to take: long enough that most of the time is not spent between them, short enough for who
+#: waits. So many keys that take as long as the last ones did are looked at, within bounds.
+_STEP_US = 1500
+_PAGES = range(100, 1501)
 #: Keys whose size and use are asked for; of more, these stand for the rest, for a page is a draw by the hash of the name.
 _SAMPLE = 20_000
 #: Shapes without a time to live of each of which one key's size is asked for as well: streams and queues, which are those that
@@ -24,6 +28,7 @@ _LASTING = 2_000
 _DIGITS = re.compile(r"\d+")
 
 _scan = script("keys_scan")
+_TIME = ("TIME",)
 
 
 @dataclass
@@ -77,14 +82,24 @@ class Sized:
 
 def read_keyspace(role: Role) -> Keyspace:
     """Look at all keys of a server. Raises `StoreUnavailable`, and `StoreRefused` where scripts are not allowed."""
-    found, cursor = Keyspace(), b"0"
+    found, cursor, page = Keyspace(), b"0", _PAGE
     while True:
-        ((cursor, lasting, ending),) = role.ask([_scan.command([], [cursor, _PAGE])])
+        before, (cursor, lasting, ending), after = role.ask([_TIME, _scan.command([], [cursor, page]), _TIME])
         for shapes, told in ((found.lasting, lasting), (found.ending, ending)):
             for shape, count, example in zip(told[::3], told[1::3], told[2::3], strict=True):
                 shapes.add(_DIGITS.sub("0", _text(shape)), count, _text(example))
         if cursor == b"0":
             return found
+        page = _next_page(page, _microseconds(after) - _microseconds(before))
+
+
+def _next_page(page: int, took_us: int) -> int:
+    """Return how many keys to look at next; twice as many at most, for a step may have been short because it met few."""
+    return max(_PAGES[0], min(_PAGES[-1], 2 * page, page * _STEP_US // max(took_us, 1)))
+
+
+def _microseconds(time: Any) -> int:
+    return int(time[0]) * 1_000_000 + int(time[1])
 
 
 def end_copies(role: Role, life_s: int) -> int:

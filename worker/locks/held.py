@@ -11,6 +11,7 @@ from typing import Protocol, Self
 
 from worker.errors import LockLost, LockReentered, StoreUnavailable
 from worker.locks.names import checked_ttl_ms
+from worker.locks.turns import turns
 from worker.locks.verbs import keys_of, verbs_of
 from worker.store import Lease, Loss, counted_on, keeper
 from worker.telemetry import OUTAGES
@@ -100,11 +101,14 @@ class Held:
         forget(self, key, self._noted)
         giving_up = verbs_of(key).give_up.command(keys_of(key), [self.token])
         try:
-            (given_up,) = self._lease.role.ask([giving_up])
+            ((given_up, news),) = self._lease.role.ask([(*giving_up, turns().channel)])
         except StoreUnavailable:
             OUTAGES.labels("lock", "given up late").inc()
             keeper().drop(replace(self._lease, giving_up=giving_up))
+            turns().ask_again()  # one of ours may have got it, which only the answer would have told
             return not self.lost.is_set()
+        if news:
+            turns().heard(turns().channel, news)
         if not given_up:
             self.lost.set()
         return bool(given_up)

@@ -99,13 +99,14 @@ class Turns:
     def listening(self, channel: str) -> None:
         """Let everybody ask again who may have missed something before this."""
         self._open.set()
-        self._ask_again()
+        self.ask_again()
 
     def deaf(self) -> None:
         """Learn that turns are missed from now on; who waits asks again when they are heard again, or sooner by itself."""
         self._open.clear()
 
-    def _ask_again(self) -> None:
+    def ask_again(self) -> None:
+        """Let everybody ask whether it is their turn."""
         with self._lock:
             waiting = list(self._turns.values())
         for turn in waiting:

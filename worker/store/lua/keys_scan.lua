@@ -4,30 +4,33 @@
 -- ARGV[2]  keys to look at, about
 -- returns  the next cursor; a list of shape, keys without a time to live of it, and one of these; the same of the others
 local page = redis.call('SCAN', ARGV[1], 'COUNT', ARGV[2])
-local call, find, sub = redis.call, string.find, string.sub  -- all that follows runs for each key
+local call, byte, find, match, sub = redis.call, string.byte, string.find, string.match, string.sub
 local lasting, ending = {counts = {}, examples = {}}, {counts = {}, examples = {}}
-for _, key in ipairs(page[2]) do
+local names, brace = page[2], byte('}')
+for i = 1, #names do  -- runs for each key: what it takes is what the examination takes
+  local key = names[i]
   local ttl = call('PTTL', key)
   if ttl ~= -2 then
-    local found, shape = ending, nil
-    local open = find(key, '{', 1, true)
+    local open, shape = find(key, '{', 1, true), nil
     if open then
-      local close = find(key, '}', open, true) or #key
       shape = sub(key, 1, open)
-      if close < #key then shape = shape .. sub(key, close) end
+      if byte(key, -1) ~= brace then
+        shape = shape .. sub(key, find(key, '}', open, true) or #key + 1)
+      end
     elseif ttl == -1 then
       -- Without its digits, but whole: queues and streams are among these, and told apart by their names.
       shape = string.gsub(key, '%d+', '0')
     else
-      shape = sub(key, 1, 17)  -- of others the beginning, as long as that of a result, will do
+      -- Of others the beginning, as long as that of a result, will do: up to the number, if it begins otherwise.
+      shape = sub(key, 1, 17)
+      shape = match(shape, '^%D+') or shape
     end
-    if ttl == -1 then found = lasting end
-    local counts = found.counts
-    local count = counts[shape]
+    local found = ttl == -1 and lasting or ending
+    local count = found.counts[shape]
     if count then
-      counts[shape] = count + 1
+      found.counts[shape] = count + 1
     else
-      counts[shape] = 1
+      found.counts[shape] = 1
       found.examples[shape] = key
     end
   end

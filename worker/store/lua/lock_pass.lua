@@ -4,12 +4,14 @@
 -- KEYS[2]  the last fencing token
 -- KEYS[3]  the queue
 -- ARGV[1]  the caller's token
--- returns  1 when it was given up, 0 when it was not the caller's
+-- ARGV[2]  the channel on which the caller's process listens, if the caller tells those who wait in it
+-- returns  1 when it was given up, 0 when it was not the caller's; the news that the caller is to tell, else an empty text
 local now = server_time()
 if not holds(KEYS[1], ARGV[1], now) then
-  return 0
+  return {0, ''}
 end
-if not serve_next(KEYS[1], KEYS[2], KEYS[3], now, ARGV[1]) then
+local news, is_here = serve_next(KEYS[1], KEYS[2], KEYS[3], now, ARGV[1], nil, ARGV[2])
+if not news then
   take_back(KEYS[1], ARGV[1])
 end
-return 1
+return {1, is_here and news or ''}

@@ -4,7 +4,8 @@
 -- does not listen any more is dead and is passed over.
 -- server_time  tells the server's time in microseconds
 -- next_fence   gives out a fencing token: the time, or one more than the last where the clock was set back
--- serve_next   lends to the next in the queue, and tells it and us; `from` hands over to it, `asker` needs no telling
+-- serve_next   lends to the next in the queue and tells it; `from` hands over to it, `asker` needs no telling, and who listens on
+--              `here` is told by the caller. Returns the news, nil when nobody waits, and whether the caller is to tell
 -- serve        lends as long as there is something to lend and somebody waits
 -- returns  nothing by itself
 local function server_time()
@@ -19,19 +20,19 @@ local function next_fence(fence, now)
   return given
 end
 
-local function serve_next(lease, fence, queue, now, from, asker)
+local function serve_next(lease, fence, queue, now, from, asker, here)
   local waiter = redis.call('LPOP', queue)
   while waiter do
     local channel, ttl, token = string.match(waiter, '^(%S+) (%d+) (%S+)$')
     local given = next_fence(fence, now)
     local news = string.format('%.0f %s %s', given, token, lease)
-    if token == asker or redis.call('PUBLISH', channel, news) > 0 then
+    if token == asker or channel == here or redis.call('PUBLISH', channel, news) > 0 then
       if from then
         hand_over(lease, from, token, ttl, now)
       else
         lend(lease, token, ttl, now)
       end
-      return token
+      return news, channel == here
     end
     waiter = redis.call('LPOP', queue)
   end
