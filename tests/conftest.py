@@ -15,6 +15,7 @@ from tests import browser, harness
 from worker.cache import hot
 from worker.cache.cached import _loaders, _refresher
 from worker.embedded import Stack, ensure
+from worker.telemetry import print_lines
 
 P = TypeVar("P", bound=harness.Program)
 
@@ -63,6 +64,12 @@ def _clean_environment() -> Iterator[None]:
             if name.startswith("HOLDFAST_") or name in ("DATABASE_URL", "REDIS_URL", "CACHE_URL"):
                 patch.delenv(name)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _plain_logs() -> None:
+    """Log in this process as programs do: to write out the local variables of a traceback holds a gateway up for many seconds."""
+    print_lines()
 
 
 @pytest.fixture(autouse=True)

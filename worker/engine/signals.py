@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 import psutil
+import structlog
 from celery import current_app, signals
 from celery.exceptions import InvalidTaskError
 from celery.worker import state
@@ -24,7 +25,7 @@ from worker.ledger import nodes
 from worker.ledger.settle import Guard
 from worker.settings import settings
 from worker.store.client import check_policy
-from worker.telemetry import log
+from worker.telemetry import log, print_lines
 
 logger = log(__name__)
 
@@ -32,6 +33,13 @@ logger = log(__name__)
 _TIDY_S = 1.0
 
 _node: Node | None = None
+
+
+@signals.after_setup_logger.connect  # type: ignore[untyped-decorator]
+def _print_lines(**_: Any) -> None:
+    """Have our lines printed, which Celery puts in its log, unless the tasks' modules have set up something else."""
+    if not structlog.is_configured():
+        print_lines()
 
 
 @signals.worker_init.connect  # type: ignore[untyped-decorator]
