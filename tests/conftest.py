@@ -12,6 +12,7 @@ import pytest
 from redis import Redis
 
 from tests import browser, harness
+from tests.turns import turns
 from worker.cache import hot
 from worker.cache.cached import _loaders, _refresher
 from worker.embedded import Stack, ensure
@@ -24,12 +25,16 @@ _databases = itertools.count(1)
 _spare: list[str] = []
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark each test with the name of its folder: `-m "unit or integration"`."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark each test with the name of its folder: `-m "unit or integration"`; where processes share them, put files in turns."""
     here = Path(__file__).parent
-    for item in items:
-        if item.path.is_relative_to(here) and len(parts := item.path.relative_to(here).parts) > 1:
-            item.add_marker(parts[0])
+    files = {item: str(item.path.relative_to(here)) for item in items if item.path.is_relative_to(here)}
+    for item, file in files.items():
+        if "/" in file:
+            item.add_marker(file.partition("/")[0])
+    if hasattr(config, "workerinput"):
+        place = {file: number for number, file in enumerate(turns(files.values()))}
+        items.sort(key=lambda item: place.get(files.get(item, ""), 0))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
