@@ -105,8 +105,7 @@ def _heal(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     if "stack" in request.fixturenames:
         for server in request.getfixturevalue("stack").servers:
-            server.thaw()
-            server.start()
+            harness.heal(server)
 
 
 @pytest.fixture(scope="session")
@@ -125,8 +124,7 @@ def database_url(stack: Stack, template: str) -> Iterator[str]:
     template_url = server.rpartition("/")[0] + f"/{template}"
     url = _spare.pop() if _spare else harness.create_database(server, f"test_{next(_databases)}", template)
     yield url
-    stack.postgres.thaw()
-    stack.postgres.start()
+    harness.heal(stack.postgres)
     harness.forget()
     if harness.sweep_database(url, template_url):
         _spare.append(url)
