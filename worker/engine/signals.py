@@ -14,9 +14,8 @@ from celery import current_app, signals
 from celery.exceptions import InvalidTaskError
 from celery.worker import state
 
-from models import JobState
 from worker import faults
-from worker.db import check_schema, statement
+from worker.db import check_schema, engine, statement
 from worker.engine import node
 from worker.engine.node import Node
 from worker.engine.registry import register_tasks
@@ -24,6 +23,7 @@ from worker.errors import HoldfastError, StoreUnavailable
 from worker.ledger import nodes
 from worker.ledger.settle import Guard
 from worker.settings import settings
+from worker.states import JobState
 from worker.store.client import check_policy
 from worker.telemetry import log, print_lines
 
@@ -56,6 +56,7 @@ def _check_and_register(sender: Any = None, **_: Any) -> None:
         _node = Node(str(getattr(sender, "hostname", "worker")), queues, _running_here, current_app.backend.crash)
         _node.register()
         register_tasks(current_app)
+        engine()  # made here, with all that has to be imported for it, and not in each child of the pool
         faults.arm(settings().fault)
     except (HoldfastError, ValueError) as exc:
         print(f"holdfast: {exc}", file=sys.stderr)

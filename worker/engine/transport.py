@@ -15,12 +15,12 @@ from kombu.transport import redis as stock
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import loads
 
-from models import JobState
 from worker import locks
 from worker.errors import HoldfastError
 from worker.ledger.message import HEADER, JOB, decode, is_ours
 from worker.ledger.settle import Guard
 from worker.settings import settings
+from worker.states import JobState
 from worker.store import keys, script
 from worker.telemetry import DROPPED, OUTAGES, log
 
