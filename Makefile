@@ -4,6 +4,8 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
+# Where it is set, as in many images, each of the hundreds of processes that tests start would compile all of Holdfast.
+unexport PYTHONDONTWRITEBYTECODE
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' 2>/dev/null && echo $$p && break; done)
@@ -47,9 +49,10 @@ demo: $(STAMP)  ## Push thousands of jobs through every entrance, break Redis an
 up: $(STAMP)  ## Run everything in this terminal, servers included; Ctrl-C ends it
 	@$(BIN)/holdfast up $(ARGS)
 
+# A file goes to one process whole: what its tests share is started once. tests/turns.py has the order.
 test: $(STAMP)  ## Run every test, the chaos tests at small size (N=processes, ARGS=for pytest)
 	@$(BIN)/python -m tests.browser
-	@$(BIN)/python -m pytest -n $(N) --dist worksteal $(ARGS)
+	@$(BIN)/python -m pytest -n $(N) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: $(STAMP)  ## Lint, types, import contracts and unit tests: a minute, no servers
 	@$(BIN)/ruff check .

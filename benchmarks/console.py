@@ -19,13 +19,13 @@ import psycopg
 from psycopg import sql
 
 from benchmarks.support import Report, Servers, console, create_database, options, percentile, servers
-from models import JobState
 from tests.harness import Gateway
 from worker.clock import uuid7
 from worker.db import statement, upgrade
 from worker.ledger import claim, dispatch, history, operators, settle
 from worker.ledger.accept import accept_rows
 from worker.ledger.message import NewJob, encode
+from worker.states import JobState
 
 #: Days over which the past is spread.
 DAYS = 7

@@ -19,8 +19,8 @@ import psycopg
 
 from benchmarks.sql_door import prepare
 from benchmarks.support import Report, Servers, console, eventually, options, servers
-from models import JobState
 from tests.harness import Worker
+from worker.states import JobState
 
 #: Rounds of each kind, and the jobs of one.
 ROUNDS, JOBS = 30, 300

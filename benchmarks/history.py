@@ -18,12 +18,12 @@ import psycopg
 from psycopg import sql
 
 from benchmarks.support import Report, Servers, console, create_database, options, percentile, ratio, servers
-from models import JobState
 from worker.clock import uuid7
 from worker.db import upgrade
 from worker.ledger import claim, dispatch, history, settle
 from worker.ledger.accept import accept_rows
 from worker.ledger.message import NewJob, encode
+from worker.states import JobState
 
 #: Days over which the retained jobs are spread.
 DAYS = 7

@@ -8,7 +8,7 @@ from models.caller import Caller
 from models.chord import Chord, ChordPart
 from models.effect import Effect
 from models.flag import Flag, FlagChange
-from models.job import ACTIVE_STATES, FINAL_STATES, HISTORY_COLUMNS, Job, JobHistory, JobState
+from models.job import Job, JobHistory
 from models.job_event import EventReader, JobEvent
 from models.job_key import JobKey
 from models.job_note import JobNote
@@ -22,7 +22,7 @@ from models.worker_node import WorkerNode
 
 __all__ = [
     # the job and its past
-    "Job", "JobHistory", "JobState", "Attempt", "ACTIVE_STATES", "FINAL_STATES", "HISTORY_COLUMNS",
+    "Job", "JobHistory", "Attempt",
     # what belongs to a job
     "Effect", "JobKey", "JobNote", "Chord", "ChordPart",
     # what happened to jobs

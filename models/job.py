@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import uuid
 from datetime import datetime
-from enum import StrEnum
 from typing import Any
 
 from sqlalchemy import JSON, CheckConstraint, DateTime, Index, SmallInteger, func, text
@@ -12,23 +11,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, declared_attr, mapped_column
 
 from models.base import Base, Key, Line, Moment
-
-
-class JobState(StrEnum):
-    """The states of a job."""
-
-    SCHEDULED = "scheduled"
-    QUEUED = "queued"
-    RUNNING = "running"
-    SUCCEEDED = "succeeded"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-    EXPIRED = "expired"
-    DISCARDED = "discarded"
-
-
-ACTIVE_STATES = (JobState.SCHEDULED, JobState.QUEUED, JobState.RUNNING)
-FINAL_STATES = (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED, JobState.EXPIRED, JobState.DISCARDED)
+from worker.states import ACTIVE_STATES, FINAL_STATES, JobState
 
 
 def _one_of(states: tuple[JobState, ...]) -> str:
@@ -142,9 +125,3 @@ class JobHistory(_JobColumns, Base):
             Index("job_history_family_ix", "root_id", postgresql_where=text("root_id <> id")),
             {"postgresql_partition_by": "RANGE (finished_at)"},
         )
-
-
-#: The columns a job takes along into history, in one order for every statement that moves one; `state` and `error` are set anew.
-HISTORY_COLUMNS = tuple(
-    c.name for c in Job.__table__.columns if c.name in JobHistory.__table__.columns and c.name not in ("state", "error")
-)

@@ -12,9 +12,11 @@ import pytest
 from redis import Redis
 
 from tests import browser, harness
+from tests.turns import turns
 from worker.cache import hot
 from worker.cache.cached import _loaders, _refresher
 from worker.embedded import Stack, ensure
+from worker.telemetry import print_lines
 
 P = TypeVar("P", bound=harness.Program)
 
@@ -23,12 +25,16 @@ _databases = itertools.count(1)
 _spare: list[str] = []
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark each test with the name of its folder: `-m "unit or integration"`."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark each test with the name of its folder: `-m "unit or integration"`; where processes share them, put files in turns."""
     here = Path(__file__).parent
-    for item in items:
-        if item.path.is_relative_to(here) and len(parts := item.path.relative_to(here).parts) > 1:
-            item.add_marker(parts[0])
+    files = {item: str(item.path.relative_to(here)) for item in items if item.path.is_relative_to(here)}
+    for item, file in files.items():
+        if "/" in file:
+            item.add_marker(file.partition("/")[0])
+    if hasattr(config, "workerinput"):
+        place = {file: number for number, file in enumerate(turns(files.values()))}
+        items.sort(key=lambda item: place.get(files.get(item, ""), 0))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -65,6 +71,12 @@ def _clean_environment() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _plain_logs() -> None:
+    """Log in this process as programs do: to write out the local variables of a traceback holds a gateway up for many seconds."""
+    print_lines()
+
+
 @pytest.fixture(autouse=True)
 def _forget_loaders() -> Iterator[None]:
     """Let what a test declares as cached, how it has that refreshed, and the reads it counted, end with the test."""
@@ -93,8 +105,7 @@ def _heal(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     if "stack" in request.fixturenames:
         for server in request.getfixturevalue("stack").servers:
-            server.thaw()
-            server.start()
+            harness.heal(server)
 
 
 @pytest.fixture(scope="session")
@@ -113,8 +124,7 @@ def database_url(stack: Stack, template: str) -> Iterator[str]:
     template_url = server.rpartition("/")[0] + f"/{template}"
     url = _spare.pop() if _spare else harness.create_database(server, f"test_{next(_databases)}", template)
     yield url
-    stack.postgres.thaw()
-    stack.postgres.start()
+    harness.heal(stack.postgres)
     harness.forget()
     if harness.sweep_database(url, template_url):
         _spare.append(url)

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +23,8 @@ from typing import Any, Self, TypeVar
 
 import psutil
 import psycopg
+
+from worker.embedded import Server
 
 T = TypeVar("T")
 
@@ -82,26 +84,39 @@ SELECT md5(string_agg(format('%s %s %s', attrelid::regclass, attname, atttypid),
        (SELECT count(*) FROM pg_trigger), (SELECT count(*) FROM pg_proc), (SELECT count(*) FROM pg_constraint)
   FROM pg_attribute JOIN pg_class c ON c.oid = attrelid WHERE c.relnamespace = 'public'::regnamespace
 """
+#: Only tables that have had rows: to plan for all, with all partitions and indexes, takes longer than most tests.
 _TABLES = """
 SELECT string_agg(format('DELETE FROM %I', relname), '; ') FROM pg_class
- WHERE relkind IN ('r', 'p') AND NOT relispartition AND relnamespace = 'public'::regnamespace AND relname <> 'alembic_version'
+ WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace AND relname <> 'alembic_version' AND pg_relation_size(oid) > 0
 """
 _OTHERS = (
     "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
 )
 
 
+@cache
+def _shape_of(template_url: str) -> Any:
+    with psycopg.connect(template_url) as conn:
+        return conn.execute(_SHAPE).fetchone()
+
+
 def sweep_database(url: str, template_url: str) -> bool:
     """Make a database as good as new by deleting its rows; tell whether that does, or more than rows is unlike its template."""
-    with psycopg.connect(template_url) as conn:
-        wanted = conn.execute(_SHAPE).fetchone()
     with psycopg.connect(url, autocommit=True) as conn:
         conn.execute(_OTHERS)
-        if conn.execute(_SHAPE).fetchone() != wanted:
+        if conn.execute(_SHAPE).fetchone() != _shape_of(template_url):
             return False
         (deletes,) = conn.execute(_TABLES).fetchone() or ("",)
-        conn.execute(deletes)
+        conn.execute(deletes or "")
     return True
+
+
+def heal(server: Server) -> None:
+    """Thaw and start what a test has frozen or killed. To look for children takes as long as a small test, so only then."""
+    process = server.process()
+    if process is not None and process.status() == psutil.STATUS_STOPPED:
+        server.thaw()
+    server.start()
 
 
 def redis_programs() -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import select
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,15 +22,15 @@ from psycopg.abc import Buffer
 from psycopg.adapt import PyFormat, Transformer
 from psycopg.pq import ExecStatus, TransactionStatus
 from psycopg.pq.abc import PGresult
-from sqlalchemy import Engine, create_engine, event
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.orm import Session
 
 from worker.errors import LedgerUnavailable, SchemaOutdated
 from worker.settings import settings
 
+# To import SQLAlchemy takes a quarter of a second, and most processes ask Postgres without it.
 if TYPE_CHECKING:
     from alembic.config import Config
+    from sqlalchemy import Engine
+    from sqlalchemy.orm import Session
 
 T = TypeVar("T")
 
@@ -90,6 +91,8 @@ def name_connections(name: str) -> None:
 @lru_cache(maxsize=1)
 def engine() -> Engine:
     """Return this process's engine for transactions."""
+    from sqlalchemy import create_engine, event
+
     conf = settings()
     made = create_engine(
         sqlalchemy_url(conf.database_url),
@@ -184,6 +187,8 @@ os.register_at_fork(after_in_child=_after_fork)
 
 def session() -> Session:
     """Return a new session on this process's engine."""
+    from sqlalchemy.orm import Session
+
     return Session(engine(), expire_on_commit=False)
 
 
@@ -200,8 +205,8 @@ def translated() -> Iterator[None]:
         yield
     except (pg.UndefinedTable, pg.UndefinedColumn) as exc:
         raise SchemaOutdated(f"the database is not migrated ({_first_line(exc)}): run `holdfast db upgrade`") from exc
-    except (*_AWAY, DBAPIError) as exc:
-        if not is_away(exc):
+    except Exception as exc:
+        if isinstance(exc, LedgerUnavailable) or not is_away(exc):
             raise
         if engine.cache_info().currsize:  # After a failover its connections may be left behind with a server that only reads.
             engine().dispose()
@@ -212,7 +217,8 @@ def is_away(exc: BaseException) -> bool:
     """Tell whether an error, of the driver, as SQLAlchemy wraps it or ours, says that Postgres is away or going away."""
     if isinstance(exc, LedgerUnavailable):
         return not isinstance(exc, SchemaOutdated)
-    origin = exc.orig if isinstance(exc, DBAPIError) else exc
+    wrapping = sys.modules.get("sqlalchemy.exc")  # what is not imported has raised nothing
+    origin = exc.orig if wrapping is not None and isinstance(exc, wrapping.DBAPIError) else exc
     return isinstance(origin, _AWAY) and not isinstance(origin, _NOT_AWAY)
 
 
@@ -321,7 +327,7 @@ def _twice(work: Callable[[psycopg.Connection[Any]], T]) -> T:
 
 def alembic_config(database_url: str | None = None) -> Config:
     """Return the migrations' configuration, also when Holdfast is installed without its source tree."""
-    from alembic.config import Config  # Alembic costs a tenth of a second; only what looks at the schema's version pays it.
+    from alembic.config import Config  # Alembic costs a tenth of a second; only what migrates pays it.
 
     config = Config()
     config.set_main_option("script_location", str(files("migrations")))
@@ -336,16 +342,21 @@ def upgrade(database_url: str | None = None) -> None:
     command.upgrade(alembic_config(database_url), "head")
 
 
+@cache
+def newest_revision() -> str:
+    """Return the revision that this release needs: the files of migrations begin with theirs, numbers with leading zeros."""
+    names = (file.name for file in (files("migrations") / "versions").iterdir())
+    return max(name.partition("_")[0] for name in names if name[0].isdigit())
+
+
 def check_schema() -> None:
     """Raise `SchemaOutdated` unless the database has what this release needs.
 
     A newer schema does: each migration is safe for the release before it, whose processes must be able to restart meanwhile.
     """
-    from alembic.script import ScriptDirectory
-
-    head = ScriptDirectory.from_config(alembic_config()).get_current_head()
+    head = newest_revision()
     with statement() as conn:
         row = conn.execute("SELECT version_num FROM alembic_version").fetchone()
-    if row is None or row[0] < head:  # revisions are numbers with leading zeros
+    if row is None or row[0] < head:
         found = row[0] if row else "none"
         raise SchemaOutdated(f"the database is at revision {found}, this release needs {head}: run `holdfast db upgrade`")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from typing import TextIO
 
 import structlog
 from prometheus_client import Counter
@@ -53,12 +54,24 @@ def log(name: str) -> structlog.stdlib.BoundLogger:
     return logger
 
 
+def _as_text(stream: TextIO) -> structlog.dev.ConsoleRenderer:
+    # Without the local variables of a traceback: those of a request hold its key, and to write them out takes seconds.
+    return structlog.dev.ConsoleRenderer(colors=stream.isatty(), exception_formatter=structlog.dev.plain_traceback)
+
+
+def print_lines(*, on_stderr: bool = False) -> None:
+    """Print log lines as text, on stdout unless told otherwise; whatever was set up before is made for other loggers."""
+    structlog.reset_defaults()
+    *before, _ = structlog.get_config()["processors"]
+    renderer = _as_text(sys.stderr if on_stderr else sys.stdout)
+    structlog.configure(
+        processors=[*before, renderer], logger_factory=lambda *_: structlog.PrintLogger(sys.stderr if on_stderr else None)
+    )
+
+
 def configure(level: str = "INFO", *, as_json: bool = False) -> None:
     """Send log lines to stderr, as text or as one JSON object a line."""
-    # Without the local variables of a traceback: those of a request hold its key.
-    renderer = structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer(
-        colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
-    )
+    renderer = structlog.processors.JSONRenderer() if as_json else _as_text(sys.stderr)
     formatter = structlog.stdlib.ProcessorFormatter(
         processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
         foreign_pre_chain=[structlog.stdlib.add_log_level, structlog.processors.TimeStamper(fmt="iso")],

@@ -18,7 +18,7 @@ from worker.store import keys
 
 #: Everything that is waited for comes sooner than in production; what waits for it is not loosened.
 SETTINGS = {
-    "HOLDFAST_INCLUDE": "tests.sample_tasks", "HOLDFAST_RELAY_INTERVAL_S": "0.05", "HOLDFAST_AUDIT_AFTER_S": "2",
+    "HOLDFAST_INCLUDE": "tests.sample_tasks", "HOLDFAST_RELAY_INTERVAL_S": "0.1", "HOLDFAST_AUDIT_AFTER_S": "2",
     "HOLDFAST_NODE_BEAT_S": "0.5", "HOLDFAST_NODE_DEAD_S": "3", "HOLDFAST_LEASE_S": "3",
 }  # fmt: skip
 

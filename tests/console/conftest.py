@@ -39,9 +39,9 @@ def site(conf: Callable[..., None]) -> Iterator[Site]:  # noqa: F811
     site.stop()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def chrome() -> Iterator[Browser]:
-    """One Chromium for all tests of this process."""
+    """One Chromium for the tests here, not beyond: while it lives an event loop runs, beside which no test can run another."""
     program = chromium.find()
     assert program, chromium.MISSING
     with sync_playwright() as playwright:

@@ -34,9 +34,10 @@ from worker.telemetry import OUTAGES
 NOON = datetime(2025, 6, 2, 12, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
 
-#: A beat in simulated time: it reads the clock from a file, and dies at the fault it is armed with.
-BEAT = """
-import sys, time
+#: One beat after the other in simulated time: each reads the clock from a file, and dies at a fault drawn by chance. They are
+#: forked, because a new program takes a second of a core to start.
+BEATS = """
+import os, random, sys, time
 from datetime import datetime
 from pathlib import Path
 from worker import faults
@@ -46,9 +47,15 @@ from worker.engine.application import Holdfast
 
 app = Holdfast("simulated", set_as_current=False)
 app.add_defaults(defaults)
-clock = Path(sys.argv[1])
-faults.arm(sys.argv[2])
+clock, chance = Path(sys.argv[1]), random.Random(sys.argv[2])
 print("ready", flush=True)
+while True:
+    fault = f"{chance.choice(['after-insert', 'after-commit'])}:kill:{chance.randint(20, 150)}"
+    if not (pid := os.fork()):
+        break
+    os.waitpid(pid, 0)
+    print("died", flush=True)
+faults.arm(fault)
 while True:
     beat.tick(app, datetime.fromisoformat(clock.read_text()))
     time.sleep(0.002)
@@ -125,51 +132,35 @@ def test_two_beats_make_each_of_a_thousand_ticks_once_though_they_are_killed(
     assert len(expected) >= 1000
 
     chance, clock, seen = random.Random(day), tmp_path / "clock", Counter[str]()
-    beats: list[Program] = []
-    deaths = 0
 
     def tell(now: datetime) -> None:
         (tmp_path / "next").write_text(now.isoformat())
         (tmp_path / "next").rename(clock)
-
-    def begin(wait: bool = False) -> Program:
-        fault = f"{chance.choice(['after-insert', 'after-commit'])}:kill:{chance.randint(20, 150)}"
-        program = Program("-c", BEAT, str(clock), fault, name="beat", ready="ready")
-        return launch(program) if wait else program.start(wait=False)
 
     def collect() -> None:
         # The jobs are taken away at once: nothing but the transaction keeps a tick from being made again.
         seen.update(row[0] for row in conn.execute("DELETE FROM jobs RETURNING id").fetchall())
 
     tell(start)
-    beats = [begin(wait=True), begin(wait=True)]
-    try:
-        for minute in range(0, minutes + 1, 5):
-            tell(start + minute * MINUTE)
-            collect()
-            for index, program in enumerate(beats):
-                if program.running and chance.random() < 0.006:
-                    program.kill()
-                if not program.running:
-                    deaths += 1
-                    beats[index] = begin()
-            time.sleep(0.03)
-
-        def done() -> bool:
-            collect()
-            for index, program in enumerate(beats):
-                if not program.running:
-                    beats[index] = begin()
-            left = conn.execute("SELECT count(*) FROM schedules WHERE next_tick <= %s", (start + minutes * MINUTE,)).fetchone()
-            return left == (0,)
-
-        eventually(done, 30, what="all ticks made")
-        time.sleep(0.2)
+    beats = [launch(Program("-c", BEATS, str(clock), f"{day} {number}", name="beats", ready="ready")) for number in range(2)]
+    for minute in range(0, minutes + 1, 5):
+        tell(start + minute * MINUTE)
         collect()
-    finally:
         for program in beats:
-            program.kill_tree()
-    assert deaths >= 3
+            if chance.random() < 0.006:
+                for running in program.children():
+                    running.kill()
+        time.sleep(0.03)
+
+    def done() -> bool:
+        collect()
+        left = conn.execute("SELECT count(*) FROM schedules WHERE next_tick <= %s", (start + minutes * MINUTE,)).fetchone()
+        return left == (0,)
+
+    eventually(done, 30, what="all ticks made")
+    time.sleep(0.2)
+    collect()
+    assert sum(program.log().count("died") for program in beats) >= 3
     assert sorted(expected - set(seen)) == [], "missed"
     assert sorted(set(seen) - expected) == [], "made up"
     assert [job for job, times in seen.items() if times > 1] == [], "double"

@@ -7,7 +7,6 @@ from uuid import uuid4
 
 import psycopg
 
-from models import JobState
 from tests import sample_tasks
 from tests.integration.conftest import Bench
 from worker.app import enqueue_many
@@ -16,6 +15,7 @@ from worker.ledger import dispatch
 from worker.ledger import gate as gate_of_queue
 from worker.ledger.claim import try_claim
 from worker.ledger.settle import Guard, Outcome, finish
+from worker.states import JobState
 
 #: How often a statement is run before psycopg and Postgres keep its plan for good.
 _KEPT_AFTER = 12

@@ -100,6 +100,13 @@ def test_starting_up_imports_nothing_heavy() -> None:
     assert {"celery", "kombu", "sqlalchemy", "psycopg", "redis", "alembic", "pydantic", "flower", "rich.table"}.isdisjoint(loaded)
 
 
+def test_application_and_gateway_start_without_what_only_transactions_and_migrations_need() -> None:
+    program = "import sys, worker.app, worker.cli.relay, worker.gateway; worker.app.app.finalize(); print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    assert {"sqlalchemy", "models", "alembic"}.isdisjoint(loaded)
+    assert {"psycopg", "celery", "fastapi"} <= set(loaded)
+
+
 def test_processes_are_a_number_or_one_a_cpu() -> None:
     assert processes("3") == 3
     assert processes("auto") >= 1

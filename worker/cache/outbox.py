@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import psycopg
 from psycopg.pq import TransactionStatus
-from sqlalchemy import Connection, text
 
 from worker import faults
 from worker.cache.names import each_once, full_key, tag_names
 from worker.cache.region import invalidate
 from worker.errors import CacheKeyError, StoreUnavailable
 from worker.telemetry import OUTAGES, log
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection, TextClause
 
 logger = log(__name__)
 
@@ -28,10 +31,10 @@ BATCH = 200
 _PIECE = 32
 
 _WRITE = "INSERT INTO cache_outbox (keys, tags) VALUES (%(keys)s::text[], %(tags)s::text[]) RETURNING id"
-_WRITE_ORM = text("INSERT INTO cache_outbox (keys, tags) VALUES (CAST(:keys AS text[]), CAST(:tags AS text[])) RETURNING id")
+_WRITE_ORM = "INSERT INTO cache_outbox (keys, tags) VALUES (CAST(:keys AS text[]), CAST(:tags AS text[])) RETURNING id"
 #: The commit is not waited for on disk: a deletion that a crash of Postgres forgets makes a relay invalidate once more.
 _STRIKE = "DELETE FROM cache_outbox WHERE id = {id} AND set_config('synchronous_commit', 'off', true) = 'off'"
-_STRIKE_RAW, _STRIKE_ORM = _STRIKE.format(id="%s"), text(_STRIKE.format(id=":id"))
+_STRIKE_RAW, _STRIKE_ORM = _STRIKE.format(id="%s"), _STRIKE.format(id=":id")
 _TAKE = f"""
 DELETE FROM cache_outbox WHERE id IN (
   SELECT id FROM cache_outbox WHERE created_at < clock_timestamp() - {OWN_S} * interval '1 second'
@@ -107,15 +110,22 @@ def _strike(conn: psycopg.Connection[Any], row: tuple[Any, ...]) -> None:
         conn.execute(_STRIKE_RAW, row)
 
 
+@cache
+def _orm(sql: str) -> TextClause:
+    from sqlalchemy import text
+
+    return text(sql)
+
+
 def owe(conn: Connection, changes: Changes) -> int:
     """Write the changes into the transaction of a session's connection and return the row's id."""
-    return int(conn.execute(_WRITE_ORM, changes.values()).scalar_one())
+    return int(conn.execute(_orm(_WRITE_ORM), changes.values()).scalar_one())
 
 
 def strike(conn: Connection, row: int) -> None:
     """Delete a row that was carried out, in a transaction of its own on the session's connection."""
     with conn.begin():
-        conn.execute(_STRIKE_ORM, {"id": row})
+        conn.execute(_orm(_STRIKE_ORM), {"id": row})
 
 
 def carry_out(changes: Changes, strike_out: Callable[[], object]) -> None:

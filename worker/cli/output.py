@@ -29,10 +29,9 @@ def note(text: str) -> None:
 
 def log_to_stderr() -> None:
     """Send the log lines of a command that may write some to stderr: they are no data."""
-    import structlog
+    from worker.telemetry import print_lines
 
-    structlog.reset_defaults()  # whatever was set up before is made for other loggers
-    structlog.configure(logger_factory=lambda *_: structlog.PrintLogger(sys.stderr))
+    print_lines(on_stderr=True)
 
 
 def emit(document: Any) -> None:

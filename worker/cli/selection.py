@@ -18,8 +18,8 @@ def choose(
     since: datetime | None, until: datetime | None, search: str | None,
 ) -> Filter:  # fmt: skip
     """Return the filter that the options of a command make. Raises `ValueError` for a state that is none."""
-    from models import JobState
     from worker.ledger.manage import Filter
+    from worker.states import JobState
 
     for state in states or ():
         if state not in set(JobState):

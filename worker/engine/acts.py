@@ -9,13 +9,13 @@ from typing import Any
 import psycopg
 from celery.exceptions import Reject
 
-from models import ACTIVE_STATES, FINAL_STATES, JobState
 from worker.cache import outbox
 from worker.db import statement
 from worker.engine.application import Holdfast
 from worker.errors import InvalidJob
 from worker.ledger import manage
 from worker.ledger.settle import Guard
+from worker.states import ACTIVE_STATES, FINAL_STATES, JobState
 
 #: Writes something in the transaction of an act, such as an entry of the trail.
 Also = Callable[[psycopg.Connection[Any]], object]

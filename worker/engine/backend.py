@@ -13,7 +13,6 @@ from celery.app.task import Context
 from celery.exceptions import Ignore, NotRegistered, Reject, Retry, TaskRevokedError, WorkerLostError
 from kombu.utils.json import loads
 
-from models import JobState
 from worker import locks
 from worker.db import is_away, statement
 from worker.engine import node
@@ -26,6 +25,7 @@ from worker.ledger.accept import scope
 from worker.ledger.message import HEADER, fault_of
 from worker.ledger.settle import Guard, Outcome
 from worker.settings import settings
+from worker.states import JobState
 from worker.store import keys
 from worker.telemetry import SETTLED, log
 

@@ -9,10 +9,10 @@ import psycopg
 from celery.app.control import Control
 from celery.exceptions import TaskRevokedError
 
-from models import JobState
 from worker.db import statement
 from worker.ledger import manage, results
 from worker.ledger.settle import Guard
+from worker.states import JobState
 
 
 class LedgerControl(Control):  # type: ignore[misc]

@@ -10,11 +10,11 @@ from typing import Any
 
 import psycopg
 
-from models import JobState
 from worker.ledger.accept import Scope, accept_rows, scope
 from worker.ledger.message import NewJob
 from worker.ledger.publish import Sendable, epochs_for
 from worker.ledger.settle import Guard
+from worker.states import JobState
 
 
 @dataclass

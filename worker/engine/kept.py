@@ -15,7 +15,6 @@ from celery.backends.base import KeyValueStoreBackend
 from celery.exceptions import TimeoutError
 from kombu.exceptions import EncodeError
 
-from models import JobState
 from worker.db import repeatable
 from worker.engine.ending import Ending
 from worker.errors import LoadFailed, StoreUnavailable
@@ -23,6 +22,7 @@ from worker.ledger import results
 from worker.ledger.message import encode
 from worker.ledger.publish import publish
 from worker.settings import settings
+from worker.states import JobState
 from worker.store import cache, keys
 from worker.telemetry import OUTAGES
 

@@ -9,9 +9,7 @@ from random import uniform
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from celery.exceptions import Ignore, TaskRevokedError
-from sqlalchemy import event
 
-from models import JobState
 from worker.engine.run import Phase, Run
 from worker.errors import InvalidLimit, InvalidLock, LockBusy, LockLost, StoreUnavailable
 from worker.ledger import lines
@@ -19,6 +17,7 @@ from worker.limits.scope import Scope, scope
 from worker.locks import AdvisoryLock, Lock
 from worker.locks.names import checked_wait_s
 from worker.settings import settings
+from worker.states import JobState
 from worker.telemetry import OUTAGES
 
 if TYPE_CHECKING:
@@ -83,6 +82,8 @@ def _in_postgres(task: Task, run: Run, name: str) -> bool:
         lock.acquire(run.session, task.lock_wait_s if task.on_busy == "wait" else 0.0)
     except LockBusy:
         return False
+    from sqlalchemy import event
+
     event.listen(run.session, "after_begin", partial(_take_again, run, lock))
     return True
 

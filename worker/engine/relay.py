@@ -15,7 +15,6 @@ from uuid import UUID
 import psycopg
 from celery.exceptions import InvalidTaskError, TaskRevokedError
 
-from models import JobState
 from worker.cache import outbox
 from worker.db import statement
 from worker.engine.application import Holdfast
@@ -29,6 +28,7 @@ from worker.ledger.message import NewJob, fault_of, sent_ms
 from worker.ledger.publish import Sendable, current_epoch, publish, room
 from worker.ledger.settle import Guard
 from worker.settings import settings
+from worker.states import JobState
 from worker.store import coordination, keys
 from worker.telemetry import OUTAGES, RELAYED, log
 

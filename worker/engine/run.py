@@ -9,12 +9,10 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 from celery.exceptions import Ignore
-from sqlalchemy import event
-from sqlalchemy.orm import Session
 
 from worker import faults
 from worker.db import engine, is_away, raw, session, statement, translated
@@ -28,6 +26,9 @@ from worker.ledger.publish import Sendable, epochs_for, publish
 from worker.limits import Slot
 from worker.locks import Held, Lease, keeper, release
 from worker.telemetry import SETTLED, log
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
 
 logger = log(__name__)
 
@@ -81,6 +82,8 @@ class Run:
     def session(self) -> Session:
         """The session whose transaction commits together with the job's end."""
         if self._session is None:
+            from sqlalchemy import event
+
             self._session = session()
             event.listen(self._session, "before_commit", self._only_at_the_end)
         return self._session

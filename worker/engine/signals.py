@@ -9,13 +9,13 @@ import time
 from typing import Any
 
 import psutil
+import structlog
 from celery import current_app, signals
 from celery.exceptions import InvalidTaskError
 from celery.worker import state
 
-from models import JobState
 from worker import faults
-from worker.db import check_schema, statement
+from worker.db import check_schema, engine, statement
 from worker.engine import node
 from worker.engine.node import Node
 from worker.engine.registry import register_tasks
@@ -23,8 +23,9 @@ from worker.errors import HoldfastError, StoreUnavailable
 from worker.ledger import nodes
 from worker.ledger.settle import Guard
 from worker.settings import settings
+from worker.states import JobState
 from worker.store.client import check_policy
-from worker.telemetry import log
+from worker.telemetry import log, print_lines
 
 logger = log(__name__)
 
@@ -32,6 +33,13 @@ logger = log(__name__)
 _TIDY_S = 1.0
 
 _node: Node | None = None
+
+
+@signals.after_setup_logger.connect  # type: ignore[untyped-decorator]
+def _print_lines(**_: Any) -> None:
+    """Have our lines printed, which Celery puts in its log, unless the tasks' modules have set up something else."""
+    if not structlog.is_configured():
+        print_lines()
 
 
 @signals.worker_init.connect  # type: ignore[untyped-decorator]
@@ -48,6 +56,7 @@ def _check_and_register(sender: Any = None, **_: Any) -> None:
         _node = Node(str(getattr(sender, "hostname", "worker")), queues, _running_here, current_app.backend.crash)
         _node.register()
         register_tasks(current_app)
+        engine()  # made here, with all that has to be imported for it, and not in each child of the pool
         faults.arm(settings().fault)
     except (HoldfastError, ValueError) as exc:
         print(f"holdfast: {exc}", file=sys.stderr)

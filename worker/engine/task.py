@@ -8,12 +8,11 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 from uuid import UUID, uuid4
 
 from celery import Task as CeleryTask
 from celery.exceptions import Ignore, Reject, Retry
-from sqlalchemy.orm import Session
 
 from worker import faults, locks
 from worker.db import raw, session, statement
@@ -29,6 +28,9 @@ from worker.ledger.message import DOOR, HEADER
 from worker.settings import settings
 from worker.store import keys
 from worker.telemetry import DROPPED, OUTAGES, log
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
 
 logger = log(__name__)
 

@@ -15,13 +15,13 @@ from kombu.transport import virtual
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import loads
 
-from models import JobState
 from worker import locks
 from worker.engine import ahead
 from worker.errors import HoldfastError, StoreUnavailable
 from worker.ledger.message import HEADER, JOB, decode, is_ours
 from worker.ledger.settle import Guard
 from worker.settings import settings
+from worker.states import JobState
 from worker.store import coordination, keys, script
 from worker.telemetry import DROPPED, OUTAGES, log
 

@@ -10,11 +10,11 @@ from typing import Any, TypeVar
 
 from cachetools import TTLCache
 
-from models import FINAL_STATES
 from worker.db import repeatable
 from worker.errors import JobNotFound
 from worker.ledger import manage
 from worker.ledger.callers import Caller
+from worker.states import FINAL_STATES
 from worker.store import keys
 
 T = TypeVar("T")

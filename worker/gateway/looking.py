@@ -9,7 +9,6 @@ from fastapi import APIRouter, Query, Request
 from psycopg.errors import QueryCanceled
 from starlette.responses import Response
 
-from models import JobState
 from worker.db import repeatable
 from worker.errors import HoldfastError
 from worker.gateway import shapes
@@ -19,6 +18,7 @@ from worker.gateway.problems import Problem
 from worker.gateway.state import gateway_of
 from worker.ledger import manage
 from worker.ledger.manage import Filter
+from worker.states import JobState
 
 router = APIRouter()
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from models import JobState
+from worker.states import JobState
 
 
 class _Shape(BaseModel):

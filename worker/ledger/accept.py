@@ -6,11 +6,9 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import psycopg
-from sqlalchemy import event
-from sqlalchemy.orm import Session, SessionTransaction
 
 from worker import faults
 from worker.db import first_row, raw, repeatable, statement, translated
@@ -20,6 +18,9 @@ from worker.ledger.lines import gate_of
 from worker.ledger.message import NewJob, encode
 from worker.ledger.publish import Sendable, epochs_for, publish
 from worker.settings import settings
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session, SessionTransaction
 
 #: An accept that finds the id taken by a living job that waits for its replacement fills that row instead.
 _INSERT = """
@@ -329,6 +330,8 @@ class SessionScope:
     def __init__(self, session: Session) -> None:
         self.session = session
         if self._PENDING not in session.info:
+            from sqlalchemy import event
+
             session.info[self._PENDING] = []
             event.listen(session, "after_commit", self._publish)
             event.listen(session, "after_soft_rollback", self._forget)

@@ -13,7 +13,6 @@ import psycopg
 from psycopg.abc import Buffer
 from psycopg.types.datetime import TimestamptzLoader
 
-from models import HISTORY_COLUMNS
 from worker.cache import outbox
 from worker.clock import parse_moment
 from worker.errors import InvalidJob, JobNotFound, StoreUnavailable
@@ -21,6 +20,7 @@ from worker.ledger import results
 from worker.ledger.adopt import LOCK_ENTRY
 from worker.ledger.queues import forget_settings, queue_settings
 from worker.settings import settings
+from worker.states import HISTORY_COLUMNS
 from worker.store import cache, coordination, keys
 from worker.telemetry import OUTAGES
 

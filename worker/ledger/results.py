@@ -8,8 +8,8 @@ from typing import Any
 
 import psycopg
 
-from models import JobState
 from worker.cache import Region
+from worker.states import JobState
 from worker.store import keys
 
 #: How jobs stand that have no result in Redis, as the text that Celery's clients read. However many ask for one job, Postgres is

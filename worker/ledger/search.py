@@ -15,9 +15,9 @@ from typing import Any
 
 import psycopg
 
-from models import ACTIVE_STATES, FINAL_STATES, JobState
 from worker.clock import parse_moment
 from worker.ledger.manage import rows_of
+from worker.states import ACTIVE_STATES, FINAL_STATES, JobState
 
 #: Seconds that one page looks for jobs; with the rest of what a page takes it is answered within 200 ms.
 BUDGET_S = 0.08

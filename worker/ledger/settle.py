@@ -8,9 +8,9 @@ from uuid import UUID
 
 import psycopg
 
-from models import HISTORY_COLUMNS, JobState
 from worker.db import first_row
 from worker.ledger.message import NewJob, encode
+from worker.states import HISTORY_COLUMNS, JobState
 
 _COLUMNS = ", ".join(HISTORY_COLUMNS)
 

@@ -7,19 +7,21 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 from psycopg import errors as pg
 from psycopg.pq import TransactionStatus
-from sqlalchemy.orm import Session
 
 from worker.db import raw, session, translated
 from worker.errors import InvalidLock, LockBusy, LockReentered
 from worker.locks.names import checked_name, checked_wait_s
 
-#: A transaction, as psycopg or SQLAlchemy has it.
-Transaction = psycopg.Connection[Any] | Session
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+    #: A transaction, as psycopg or SQLAlchemy has it.
+    Transaction = psycopg.Connection[Any] | Session
 
 _TRY = {
     False: "SELECT pg_try_advisory_xact_lock(%s)",
@@ -119,7 +121,11 @@ class AdvisoryLock:
 
 
 def _connection(tx: Transaction) -> psycopg.Connection[Any]:
-    conn = raw(tx) if isinstance(tx, Session) else tx
+    conn: Any = tx
+    if not isinstance(tx, psycopg.Connection):
+        from sqlalchemy.orm import Session
+
+        conn = raw(tx) if isinstance(tx, Session) else tx
     if not isinstance(conn, psycopg.Connection):
         raise InvalidLock(f"tx: {type(tx).__name__} is neither a SQLAlchemy Session nor a psycopg Connection")
     if conn.autocommit and conn.info.transaction_status == TransactionStatus.IDLE:

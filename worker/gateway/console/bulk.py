@@ -9,7 +9,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from models import FINAL_STATES
 from worker.clock import now
 from worker.db import raw, repeatable, session
 from worker.engine.acts import ACTS, Act
@@ -24,6 +23,7 @@ from worker.ledger.operators import Operator
 from worker.ledger.queues import queue_settings
 from worker.ledger.search import Search
 from worker.settings import settings
+from worker.states import FINAL_STATES
 
 #: Most jobs chosen by hand: those of a few pages.
 _MOST_BY_HAND = 500

@@ -12,7 +12,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from models import FINAL_STATES
 from worker.db import repeatable
 from worker.engine.acts import ACTS, Act
 from worker.errors import JobNotFound
@@ -22,6 +21,7 @@ from worker.gateway.console.pages import confirm, page
 from worker.gateway.state import gateway_of
 from worker.ledger import bulk, family, manage, notes, trail
 from worker.ledger.operators import Operator
+from worker.states import FINAL_STATES
 
 #: Longest text of arguments, a result or a traceback that a page shows, in characters.
 LONGEST = 20_000

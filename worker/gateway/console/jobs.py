@@ -11,7 +11,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from models import ACTIVE_STATES, FINAL_STATES, JobState
 from worker import clock
 from worker.clock import parse_duration, parse_moment
 from worker.db import repeatable
@@ -23,6 +22,7 @@ from worker.ledger import search, statistics
 from worker.ledger.operators import Operator
 from worker.ledger.search import Search
 from worker.settings import settings
+from worker.states import ACTIVE_STATES, FINAL_STATES, JobState
 
 PATH = "/console/jobs"
 #: Jobs of a page.

@@ -7,7 +7,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from models import JobState
 from worker.db import statement
 from worker.gateway.console.access import done, form, operator, viewer
 from worker.gateway.console.drafts import REFUSALS, Draft, asked
@@ -15,6 +14,7 @@ from worker.gateway.console.pages import confirm, page
 from worker.ledger import manage, trail, webhooks
 from worker.ledger.manage import Filter
 from worker.ledger.operators import Operator
+from worker.states import JobState
 
 #: Deliveries of one page, and seconds that looking for them may take.
 _PAGE, _LONGEST_S = 50, 5

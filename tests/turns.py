@@ -1,0 +1,32 @@
+"""The order in which `make test` deals files of tests out to its processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+#: Files that take a process half a minute and more, with about how many seconds. One that is missing here costs time, no more.
+LONG = {
+    "chaos/test_workers.py": 170, "acceptance/test_demo.py": 125, "acceptance/test_guides.py": 120,
+    "conformance/test_doors.py": 115, "acceptance/test_face.py": 95, "acceptance/test_shutdown.py": 95,
+    "acceptance/test_gate.py": 90, "acceptance/test_locks.py": 60, "chaos/test_gateway.py": 45,
+    "acceptance/test_gateway.py": 45, "acceptance/test_stock.py": 40, "console/test_attacks.py": 40,
+    "integration/test_cli.py": 70, "integration/test_beat.py": 60, "integration/test_cache_orm.py": 60,
+    "integration/test_import.py": 55, "integration/test_sql_door.py": 50, "integration/test_gateway_callers.py": 45,
+    "integration/test_embedded.py": 40,
+}  # fmt: skip
+
+
+def turns(files: Iterable[str]) -> list[str]:
+    """Return files, each by its path in `tests`, in the order in which they are begun.
+
+    Long ones come first, so that at the end no process has one left while the others have nothing. Those that start programs
+    take turns with those that mostly wait for servers, so that the cores are neither fought for nor idle. Then comes the
+    console, whose browser each process starts once, and units last.
+    """
+    placed: list[tuple[float, str]] = []
+    found = sorted(set(files))
+    groups = [(0, ("acceptance", "chaos", "conformance")), (0, ("integration",)), (1, ("console",)), (2, ("unit",))]
+    for begin, folders in groups:
+        mine = sorted((file for file in found if file.partition("/")[0] in folders), key=lambda file: -LONG.get(file, 0))
+        placed += [(begin + place / len(mine), file) for place, file in enumerate(mine)]
+    return [file for _, file in sorted(placed)]
