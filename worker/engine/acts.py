@@ -37,12 +37,10 @@ class Act:
 
 def cancel(app: Holdfast, job_id: str, also: Also | None = None) -> str:
     """Cancel a job that waits, or ask a running one to stop."""
-    if app.control.cancel(job_id, also):
-        return "cancelled"
-    state = _state(job_id)
-    if state != JobState.RUNNING:
-        raise InvalidJob(f"job {job_id} is {state}; there is nothing to cancel")
-    return "asked to stop"
+    done: str | None = app.control.cancel(job_id, also)
+    if done is None:
+        raise InvalidJob(f"job {job_id} is {_state(job_id)}; there is nothing to cancel")
+    return done
 
 
 def retry(app: Holdfast, job_id: str, also: Also | None = None) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import psycopg
 from celery.app.control import Control
@@ -27,7 +27,7 @@ class LedgerControl(Control):  # type: ignore[misc]
         revoked id for hours, and would refuse a job that is replayed under it.
         """
         ids = [task_id] if isinstance(task_id, str) else list(task_id)
-        left = [job_id for job_id in ids if not self.cancel(job_id)]
+        left = [job_id for job_id in ids if self.cancel(job_id) != "cancelled"]
         with statement() as conn:
             rows = {row.id: row.state for row in results.read(conn, left)}
         told = [job_id for job_id in left if job_id not in rows or (terminate and rows[job_id] == JobState.RUNNING)]
@@ -35,15 +35,20 @@ class LedgerControl(Control):  # type: ignore[misc]
             return None
         return super().revoke(told, destination=destination, terminate=terminate, signal=signal, **kwargs)
 
-    def cancel(self, job_id: str, also: Callable[[psycopg.Connection[Any]], object] | None = None) -> bool:
-        """Cancel a job that waits, or ask a running one to stop; tell whether it was cancelled here and now.
+    def cancel(
+        self, job_id: str, also: Callable[[psycopg.Connection[Any]], object] | None = None
+    ) -> Literal["cancelled", "asked to stop"] | None:
+        """Cancel a job that waits, or ask a running one to stop, and return which; None when there is nothing to cancel.
 
         What `also` writes is part of the transaction that does either.
         """
         exc = TaskRevokedError("revoked")
-        if self.app.backend.end_job(job_id, Guard.waiting(), exc, JobState.CANCELLED, "cancelled", also=also):
-            return True
-        with statement() as conn, conn.transaction():
-            if manage.request_cancel(conn, job_id) and also is not None:
-                also(conn)
-        return False
+        for _ in range(2):  # between the two looks a job may have come back to its queue
+            if self.app.backend.end_job(job_id, Guard.waiting(), exc, JobState.CANCELLED, "cancelled", also=also):
+                return "cancelled"
+            with statement() as conn, conn.transaction():
+                if manage.request_cancel(conn, job_id):
+                    if also is not None:
+                        also(conn)
+                    return "asked to stop"
+        return None

@@ -25,11 +25,10 @@ async def cancel(request: Request, caller: Enqueuer, job_id: JobId) -> Response:
     await gateway.documents.of(job_id, caller)
     done = await asyncio.to_thread(gateway.celery.control.cancel, job_id)
     gateway.documents.forget(job_id)
-    if not done:
+    if done is None:
         row = await gateway.documents.of(job_id, caller)
-        if row["state"] != "running":
-            raise Problem(409, f"The job is {row['state']}; there is nothing to cancel.", code="not_cancellable")
-    return json_response({"id": job_id, "done": "cancelled" if done else "asked to stop"})
+        raise Problem(409, f"The job is {row['state']}; there is nothing to cancel.", code="not_cancellable")
+    return json_response({"id": job_id, "done": done})
 
 
 @router.post("/v1/jobs/{job_id:job}:retry", operation_id="retryJob", summary="Run a job now", response_model=shapes.Acted)
