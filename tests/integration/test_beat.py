@@ -190,12 +190,12 @@ def test_a_frozen_beat_does_not_keep_its_schedules(
     app: Holdfast, conn: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add(conn)
-    monkeypatch.setattr(schedules, "_LET_GO", "SET LOCAL idle_in_transaction_session_timeout = '300ms'")
+    monkeypatch.setattr(schedules, "_LET_GO", "SET LOCAL idle_in_transaction_session_timeout = '2s'")
     with statement() as frozen:
         frozen.execute("BEGIN")
         assert schedules.due(frozen, NOON + MINUTE)
         assert beat.tick(app, NOON + MINUTE) == 0
-        eventually(lambda: beat.tick(app, NOON + MINUTE) == 1, 5, what="the other beat ticking")
+        eventually(lambda: beat.tick(app, NOON + MINUTE) == 1, 7, what="the other beat ticking")
 
 
 # ---- what a job is made of
