@@ -52,6 +52,7 @@ def test_overview_keeps_itself_current(
     for number in range(3):
         tasks.add.delay(number, 1)
     expect(waiting).to_contain_text("3", timeout=20_000)
+    bench.node.register()
     page.get_by_role("link", name="Workers").click()
     expect(page.get_by_role("row", name="bench")).to_contain_text("up")
     shoot(page, "workers")

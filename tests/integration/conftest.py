@@ -64,7 +64,8 @@ class Bench:
 
     def __init__(self, redis: Redis) -> None:
         self.redis = redis
-        Node("bench", ["default"], set, app.backend.crash).register()
+        self.node = Node("bench", ["default"], set, app.backend.crash)
+        self.node.register()
 
     def waiting(self, queue: str = "default") -> list[dict[str, Any]]:
         """Return the messages in a queue, the one served first first."""

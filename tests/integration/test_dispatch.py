@@ -18,6 +18,7 @@ from redis import Redis
 from tests.harness import eventually
 from tests.integration.conftest import Bench
 from tests.sample_tasks import add, noop
+from worker import faults
 from worker.app import app, enqueue_many
 from worker.db import statement
 from worker.embedded import Stack
@@ -250,6 +251,26 @@ def test_redis_restarted_without_its_disk_gets_everything_again(db: Conn, stack:
     sent = [add.delay(i, 1).id for i in range(5)]
     stack.redis.restart(without_disk=True)
     eventually(lambda: relay.round() or sorted(bench.ids()) == sorted(sent), timeout=10)
+
+
+def test_loss_while_a_window_is_filled_does_not_fill_it_with_the_same_jobs(
+    db: Conn, bench: Bench, relay: Relay, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    insert(db, 1600)
+    sent: list[int] = []
+
+    def flush_once(point: str) -> None:
+        if point == faults.AFTER_PUBLISH and not sent:
+            sent.append(lengths(redis))
+            redis.flushall()
+
+    monkeypatch.setattr(faults, "point", flush_once)
+    relay.send_due()
+    relay.send_due()
+    messages = Counter(bench.ids())
+    assert sent == [500]
+    assert len(messages) >= 1500, "what was lost and what was not sent yet"
+    assert messages.total() - len(messages) <= 500, "only what went out beside the loss came twice"
 
 
 def test_lost_message_is_noticed_and_its_job_sent_again(db: Conn, bench: Bench, relay: Relay) -> None:

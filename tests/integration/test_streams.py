@@ -69,6 +69,11 @@ def fill(stream: Stream, count: int) -> list[str]:
     return stream.append_many([{"n": n} for n in range(count)])
 
 
+def age(server: Redis, of: Group, ids: list[str], seconds: int) -> None:
+    """Let entries have been pending for so long with the consumer that has them."""
+    server.xclaim(of.stream.key, of.name, of.consumer, 0, ids, idle=seconds * 1000, justid=True)  # type: ignore[arg-type]
+
+
 # ---- writing
 
 
@@ -140,16 +145,18 @@ def test_read_waits_for_the_first_entry(stream: Stream, group: Make) -> None:
     timer.join()
 
 
-def test_entries_of_a_dead_consumer_are_reclaimed_by_one_and_delivered_counted(stream: Stream, group: Make) -> None:
+def test_entries_of_a_dead_consumer_are_reclaimed_by_one_and_delivered_counted(
+    stream: Stream, group: Make, server: Redis
+) -> None:
     ids = fill(stream, 250)
     dead, heirs = group(consumer="dead"), [group(consumer="a"), group(consumer="b")]
     dead.read(limit=250)
     assert heirs[0].reclaim(idle_s=60, limit=1000) == []
-    time.sleep(0.05)
+    age(server, dead, ids, 61)
     taken: dict[str, list[str]] = {}
     # The second finds none that has been idle for so long: they are fresh in the first one's hands.
     threads = [
-        threading.Thread(target=lambda h=heir: taken.update({h.consumer: h.reclaim(idle_s=0.05, limit=1000)})) for heir in heirs
+        threading.Thread(target=lambda h=heir: taken.update({h.consumer: h.reclaim(idle_s=60, limit=1000)})) for heir in heirs
     ]
     for thread in threads:
         thread.start()
@@ -174,13 +181,13 @@ def test_entry_that_was_deleted_while_pending_is_let_go_of(stream: Stream, group
     assert [pending.id for pending in heir.pending()] == ids[1:]
 
 
-def test_entries_that_are_kept_are_not_reclaimed_nor_counted(stream: Stream, group: Make) -> None:
+def test_entries_that_are_kept_are_not_reclaimed_nor_counted(stream: Stream, group: Make, server: Redis) -> None:
     slow, other = group(consumer="slow"), group(consumer="other")
     ids = fill(stream, 3)
     slow.read()
-    time.sleep(0.4)
+    age(server, slow, ids, 61)
     slow.keep(ids)
-    assert other.reclaim(idle_s=0.4) == []
+    assert other.reclaim(idle_s=60) == []
     assert {(one.consumer, one.deliveries) for one in slow.pending()} == {("slow", 1)}
 
 

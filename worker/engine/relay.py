@@ -25,7 +25,7 @@ from worker.ledger.completing import Refused
 from worker.ledger.flags import Held, door_of
 from worker.ledger.gate import Gate
 from worker.ledger.message import NewJob, fault_of, sent_ms
-from worker.ledger.publish import Sendable, current_epoch, publish, room
+from worker.ledger.publish import Sendable, current_epoch, is_current, publish, room
 from worker.ledger.settle import Guard
 from worker.settings import settings
 from worker.states import JobState
@@ -157,7 +157,8 @@ class Relay:
 
     def _fill(self, queue: str, window: int, epoch: str) -> None:
         left = room(queue, window)
-        while left > 0 and not self.stopping.is_set():
+        # After a loss what was just sent is due again: to go on would send the same jobs until the window is full of them.
+        while left > 0 and is_current(epoch) and not self.stopping.is_set():
             with statement() as conn:
                 jobs = dispatch.take_due(conn, queue, min(left, 500), epoch)
                 if not jobs:

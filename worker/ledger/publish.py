@@ -64,6 +64,11 @@ def current_epoch() -> str:
     return _seen_epoch[0]
 
 
+def is_current(epoch: str) -> bool:
+    """Tell whether nothing that this process sent since it asked for this epoch has met another life of the broker."""
+    return _seen_epoch[0] == epoch
+
+
 def epochs_for(queues: Sequence[str]) -> list[str | None]:
     """Return, for jobs by the queue of each, the epoch under which it is sent at once, or None when it is left to the relay.
 
