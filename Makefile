@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 #: Test processes side by side; each has servers of its own. They wait for others more than they work.
-N ?= 3
+N ?= 4
 #: More arguments for demo, test, up, bench and chaos, as in `make test ARGS="-k lease"`.
 ARGS ?=
 #: Not empty: `make demo` lets everything go on afterwards, with the console, until Ctrl-C.

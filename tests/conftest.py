@@ -12,6 +12,7 @@ import pytest
 from redis import Redis
 
 from tests import browser, harness
+from tests.nursery import Nursery
 from tests.turns import turns
 from worker.cache import hot
 from worker.cache.cached import _loaders, _refresher
@@ -75,6 +76,12 @@ def _clean_environment() -> Iterator[None]:
 def _plain_logs() -> None:
     """Log in this process as programs do: to write out the local variables of a traceback holds a gateway up for many seconds."""
     print_lines()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nursery() -> None:
+    """Start programs as forks: to import what they do takes longer than most tests."""
+    harness.nursery = Nursery()
 
 
 @pytest.fixture(autouse=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import ctypes
 import itertools
 import os
 import re
@@ -19,11 +18,12 @@ from functools import cache, lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import IO, Any, Self, TypeVar
 
 import psutil
 import psycopg
 
+from tests.nursery import Fork, Nursery, die_with_parent
 from worker.embedded import Server
 
 T = TypeVar("T")
@@ -36,8 +36,10 @@ READY_S = 30.0
 #: The programs of the running test and those that outlive it; their logs are shown when a test fails.
 programs: list[Program] = []
 
+#: What programs with a module are forked from; where there is none, as in benchmarks, each is an interpreter of its own.
+nursery: Nursery | None = None
+
 _numbers = itertools.count(1)
-_libc = ctypes.CDLL(None)
 
 
 def eventually(predicate: Callable[[], T], timeout: float = 10.0, *, what: str = "", every: float = 0.05) -> T:
@@ -173,10 +175,29 @@ def end_programs() -> None:
         shutil.rmtree(scratch(), ignore_errors=True)
 
 
+def run(module: str, *args: str, stdin: IO[Any] | None = None, env: Mapping[str, str] | None = None,
+        timeout: float = 60.0) -> subprocess.CompletedProcess[str]:  # fmt: skip
+    """Run `python -m MODULE`, forked, to its end; return its exit code and what it printed.
+
+    Raises `subprocess.TimeoutExpired`.
+    """
+    assert nursery is not None, "there is a nursery where there are tests"
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        fork = nursery.fork(module, *args, env={**os.environ, **(env or {})}, stdin=stdin, stdout=out, stderr=err)
+        try:
+            code = fork.wait(timeout)
+        finally:
+            fork.kill()
+        out.seek(0)
+        err.seek(0)
+        return subprocess.CompletedProcess([module, *args], code, out.read().decode(), err.read().decode())
+
+
 class Program:
     """One real process of Holdfast with its children, in a session of its own, its output in a file.
 
     It inherits this process's environment, which the fixture `env` points at the test's servers; `env` adds to it.
+    Where there is a nursery a module (`-m`) is forked from it; anything else is an interpreter of its own.
     It dies with the thread that started it, so start it from the test, not from a short-lived thread.
     """
 
@@ -184,7 +205,7 @@ class Program:
         self.name = f"{name}-{next(_numbers)}"
         self.args, self.ready, self.env = args, ready, dict(env or {})
         self.log_path = scratch() / f"{self.name}.log"
-        self._popen: subprocess.Popen[bytes] | None = None
+        self._popen: subprocess.Popen[bytes] | Fork | None = None
 
     def __enter__(self) -> Self:
         return self.start()
@@ -209,11 +230,14 @@ class Program:
         """Start it and wait for its ready line; may be called again after it has ended."""
         with self.log_path.open("ab") as log:
             at = log.tell()
-            self._popen = subprocess.Popen(
-                [sys.executable, *self.args], cwd=ROOT,
-                env={**os.environ, "PYTHONUNBUFFERED": "1", "TMPDIR": str(scratch()), **self.env},
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, preexec_fn=_die_with_parent,
-            )  # fmt: skip
+            env = {**os.environ, "PYTHONUNBUFFERED": "1", "TMPDIR": str(scratch()), **self.env}
+            if nursery is not None and self.args[0] == "-m":
+                self._popen = nursery.fork(*self.args[1:], env=env, stdout=log, stderr=log)
+            else:
+                self._popen = subprocess.Popen(
+                    [sys.executable, *self.args], cwd=ROOT, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                    start_new_session=True, preexec_fn=die_with_parent,
+                )  # fmt: skip
         if self not in programs:
             programs.append(self)
         if wait and self.ready:
@@ -296,7 +320,7 @@ class Program:
         """Return its descendants: the children of a prefork pool."""
         return self.tree()[1:]
 
-    def _started(self) -> subprocess.Popen[bytes]:
+    def _started(self) -> subprocess.Popen[bytes] | Fork:
         assert self._popen is not None, f"{self.name} was not started"
         return self._popen
 
@@ -339,11 +363,6 @@ def free_port() -> int:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])
-
-
-def _die_with_parent() -> None:
-    if sys.platform == "linux":
-        _libc.prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG: a killed test run leaves nothing behind
 
 
 def _send(process: psutil.Process, what: signal.Signals) -> None:

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import re
 import socket
-import subprocess
-import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -16,9 +13,10 @@ from typing import Any
 
 import pytest
 
+from tests import harness
 from tests import sample_tasks as t
 from tests.acceptance.conftest import House
-from tests.harness import ROOT, Program, Worker, eventually
+from tests.harness import Program, Worker, eventually
 from worker.app import app
 from worker.db import statement
 from worker.ledger import manage
@@ -36,8 +34,7 @@ def worker(house: House) -> Worker:
 
 def celery(*args: str, ends: int = 0) -> str:
     """Run a stock command and return what it printed."""
-    run = subprocess.run([sys.executable, "-m", "celery", "-A", "worker.app", *args], cwd=ROOT, env=os.environ, text=True,
-                         capture_output=True, timeout=60, check=False)  # fmt: skip
+    run = harness.run("celery", "-A", "worker.app", *args)
     assert run.returncode == ends, run.stdout + run.stderr
     return run.stdout
 

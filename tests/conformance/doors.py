@@ -17,6 +17,7 @@ from uuid import uuid4
 
 import httpx
 
+from tests import harness
 from tests.acceptance.conftest import House
 from tests.harness import ROOT, eventually, programs_path
 from worker import errors
@@ -240,7 +241,7 @@ class Command(Door):
 
     @staticmethod
     def _holdfast(*args: str) -> subprocess.CompletedProcess[str]:
-        return run(sys.executable, "-m", "worker.cli", *args)
+        return harness.run("worker.cli", *args)
 
 
 #: A process that is plain Celery: it knows the addresses and nothing of ours.

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -13,7 +11,8 @@ import psycopg
 import pytest
 from celery import chain, group
 
-from tests.harness import ROOT, create_database, drop_database, forget
+from tests import harness
+from tests.harness import create_database, drop_database, forget
 from tests.integration.conftest import Bench
 from tests.sample_tasks import add, echo, noop, plain, unique
 from worker.app import app, enqueue_in, enqueue_many
@@ -458,8 +457,7 @@ def test_evicting_redis_is_refused_with_the_fix(env: dict[str, str], redis: Any)
 
 def start_worker() -> subprocess.CompletedProcess[str]:
     """Start a worker that is expected to refuse; return what it said."""
-    command = [sys.executable, "-m", "celery", "-A", "worker.app", "worker", "-P", "solo", "-l", "WARNING"]
-    return subprocess.run(command, cwd=ROOT, env=os.environ, text=True, capture_output=True, timeout=60, check=False)
+    return harness.run("celery", "-A", "worker.app", "worker", "-P", "solo", "-l", "WARNING")
 
 
 def said(run: subprocess.CompletedProcess[str]) -> list[str]:

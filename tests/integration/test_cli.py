@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import os
 import pty
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import psycopg
 import pytest
 
-from tests.harness import ROOT, Relay, create_database, drop_database, eventually, forget
+from tests import harness
+from tests.harness import Relay, create_database, drop_database, eventually, forget
 from tests.integration.conftest import Bench
 from tests.sample_tasks import add, echo, fail
 from worker.cli.program import invoke
@@ -46,10 +45,9 @@ def holdfast(env: dict[str, str], capsys: pytest.CaptureFixture[str]) -> Callabl
     return run
 
 
-def program(*args: str, stdin: int = subprocess.DEVNULL, **env: str) -> Said:
+def program(*args: str, stdin: IO[Any] | None = None, **env: str) -> Said:
     """Run a command line in a process of its own."""
-    done = subprocess.run([sys.executable, "-m", "worker.cli", *args], cwd=ROOT, env={**os.environ, **env}, stdin=stdin,
-                          capture_output=True, text=True, timeout=60, check=False)  # fmt: skip
+    done = harness.run("worker.cli", *args, stdin=stdin, env=env)
     return Said(done.returncode, done.stdout, done.stderr)
 
 
@@ -176,8 +174,9 @@ def test_bulk_asks_on_a_terminal(env: dict[str, str], holdfast: Callable[..., Sa
         holdfast("run", ADD, "1", "2", "--in", "1h")
     mine, theirs = pty.openpty()
     os.write(mine, f"{answer}\n".encode())
-    said = program("jobs", "cancel", "--queue", "default", stdin=theirs)
-    os.close(mine), os.close(theirs)
+    with os.fdopen(theirs) as terminal:
+        said = program("jobs", "cancel", "--queue", "default", stdin=terminal)
+    os.close(mine)
     assert "cancel 2 jobs? [y/N]" in said.err
     assert said.code == code
     assert len(holdfast("jobs", "ls", "--state", "scheduled", "--json").document) == left
