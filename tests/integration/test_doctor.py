@@ -306,8 +306,8 @@ def test_keys_by_the_thousand_are_looked_at_in_short_steps(own: Callable[[str], 
 
 def test_a_step_is_as_long_as_the_server_is_fast() -> None:
     assert keyspace._next_page(300, 2 * keyspace._STEP_US) == 150
-    assert keyspace._next_page(300, keyspace._STEP_US * 3 // 4) == 400
-    assert keyspace._next_page(300, 0) == 600
+    assert keyspace._next_page(300, keyspace._STEP_US * 5 // 6) == 360
+    assert keyspace._next_page(300, 0) == keyspace._next_page(300, keyspace._STEP_US // 2) == 375
     assert (keyspace._next_page(100, 1_000_000), keyspace._next_page(1500, 1)) == (100, 1500)
 
 

@@ -94,8 +94,8 @@ def read_keyspace(role: Role) -> Keyspace:
 
 
 def _next_page(page: int, took_us: int) -> int:
-    """Return how many keys to look at next; twice as many at most, for a step may have been short because it met few."""
-    return max(_PAGES[0], min(_PAGES[-1], 2 * page, page * _STEP_US // max(took_us, 1)))
+    """Return how many keys to look at next; a quarter more at most, for one step may have been short by chance."""
+    return max(_PAGES[0], min(_PAGES[-1], page * 5 // 4, page * _STEP_US // max(took_us, 1)))
 
 
 def _microseconds(time: Any) -> int:
