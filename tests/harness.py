@@ -23,7 +23,8 @@ from typing import IO, Any, Self, TypeVar
 import psutil
 import psycopg
 
-from tests.nursery import Fork, Nursery, die_with_parent
+from tests.nursery import Fork, Nursery
+from worker.cli.supervisor import die_with_parent
 from worker.embedded import Server
 
 T = TypeVar("T")
@@ -236,7 +237,7 @@ class Program:
             else:
                 self._popen = subprocess.Popen(
                     [sys.executable, *self.args], cwd=ROOT, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                    start_new_session=True, preexec_fn=die_with_parent,
+                    start_new_session=True, preexec_fn=die_with_parent(os.getpid()),
                 )  # fmt: skip
         if self not in programs:
             programs.append(self)

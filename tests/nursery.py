@@ -6,7 +6,6 @@ What looks at the environment as it is imported is not imported before: `worker.
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import json
 import os
@@ -24,7 +23,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
 
-ROOT = Path(__file__).resolve().parents[1]
+from worker.cli.supervisor import die_with_parent
 
 #: What Celery's commands, workers and beats import, and what those of Holdfast do.
 _IMPORTED = (
@@ -35,12 +34,6 @@ _IMPORTED = (
     "worker.engine.transport", "worker.engine.node", "worker.engine.registry", "worker.gateway.server", "worker.cache",
     "worker.limits", "worker.locks", "worker.telemetry", "httpx", "httpcore", "standardwebhooks",
 )  # fmt: skip
-
-
-def die_with_parent() -> None:
-    """Have this process killed when the thread that started it ends, so that a killed test run leaves nothing behind."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
 
 
 class Fork:
@@ -90,8 +83,9 @@ class Nursery:
         ours, theirs = socket.socketpair()
         with theirs:
             subprocess.Popen(
-                [sys.executable, "-m", "tests.nursery", str(theirs.fileno())], cwd=ROOT, stdin=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()], preexec_fn=die_with_parent,
+                [sys.executable, "-m", "tests.nursery", str(theirs.fileno())], cwd=Path(__file__).parents[1],
+                stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], start_new_session=True,
+                preexec_fn=die_with_parent(os.getpid()),
             )  # fmt: skip
         return ours
 
@@ -114,6 +108,7 @@ class Nursery:
 def _serve(channel: socket.socket) -> dict[str, Any]:
     """Fork as told, until nobody is left to tell; return, in each fork, what it is to run."""
     ends: dict[int, int] = {}
+    guard = die_with_parent(os.getpid())
     woken, wake = os.pipe()
     os.set_blocking(wake, False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -125,14 +120,17 @@ def _serve(channel: socket.socket) -> dict[str, Any]:
             _tell_ends(ends)
         if channel not in ready:
             continue
-        told, files, *_ = socket.recv_fds(channel, 1 << 20, 4)
-        if not told:
+        part, files, *_ = socket.recv_fds(channel, 1 << 20, 4)
+        told = part
+        while part and not told.endswith(b"\n"):
+            part = channel.recv(1 << 20)
+            told += part
+        if not part:
             raise SystemExit
-        while not told.endswith(b"\n"):
-            told += channel.recv(1 << 20)
         pid = os.fork()
         if pid == 0:
-            die_with_parent()
+            if guard is not None:
+                guard()
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             for place, file in enumerate(files[:3]):

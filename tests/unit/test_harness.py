@@ -64,8 +64,9 @@ def test_fork_is_a_session_of_its_own_that_can_be_watched_and_ended() -> None:
         assert first.running
 
 
-def test_forks_go_with_a_starter_that_is_killed() -> None:
-    with subprocess.Popen([sys.executable, "-c", _FORK], cwd=ROOT, stdout=subprocess.PIPE, text=True) as starter:
+def test_forks_go_with_a_starter_that_is_killed(tmp_path: Path) -> None:
+    env = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen([sys.executable, "-c", _FORK], cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True) as starter:
         assert starter.stdout
         pid = int(starter.stdout.readline())
         assert psutil.pid_exists(pid)
