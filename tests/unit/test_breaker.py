@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
-import time
+from types import SimpleNamespace
 
 import pytest
 import redis
 
 from worker.errors import StoreFull, StoreRefused, StoreUnavailable
 from worker.store import breaker
-from worker.store.breaker import Breaker
+from worker.store.breaker import BREAK_S, Breaker
 
 GONE = redis.exceptions.TimeoutError("late")
 
 
+class Clock:
+    """Shows the time that it is set to."""
+
+    now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def pass_break(self) -> None:
+        self.now += BREAK_S + 0.1
+
+
 @pytest.fixture(autouse=True)
-def _short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(breaker, "BREAK_S", 0.05)
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    found = Clock()
+    monkeypatch.setattr(breaker, "time", SimpleNamespace(monotonic=found.monotonic))
+    return found
 
 
 def broken() -> Breaker:
@@ -38,9 +52,9 @@ def test_nobody_passes_for_a_while_after_a_failure() -> None:
         found.admit()
 
 
-def test_one_caller_tries_and_the_others_stay_refused_until_it_was_answered() -> None:
+def test_one_caller_tries_and_the_others_stay_refused_until_it_was_answered(clock: Clock) -> None:
     found = broken()
-    time.sleep(0.06)
+    clock.pass_break()
     assert found.admit(), "it was not the one that tries"
     assert found.away
     with pytest.raises(StoreUnavailable):
@@ -51,11 +65,11 @@ def test_one_caller_tries_and_the_others_stay_refused_until_it_was_answered() ->
 
 
 @pytest.mark.parametrize("failure", [GONE, KeyError("its own")])
-def test_try_that_brought_no_answer_leaves_it_broken(failure: Exception) -> None:
+def test_try_that_brought_no_answer_leaves_it_broken(clock: Clock, failure: Exception) -> None:
     found = broken()
-    time.sleep(0.06)
+    clock.pass_break()
     found.passed(found.admit(), failure)
-    time.sleep(0.06)
+    clock.pass_break()
     assert found.admit(), "the next one tries"
 
 

@@ -17,7 +17,7 @@ from worker.store.client import Role
 _PAGE = 300
 #: Microseconds that further steps are to take: long enough that most of the time is not spent between them, short enough for who
 #: waits. So many keys that take as long as the last ones did are looked at, within bounds.
-_STEP_US = 1500
+_STEP_US = 1000
 _PAGES = range(100, 1501)
 #: Keys whose size and use are asked for; of more, these stand for the rest, for a page is a draw by the hash of the name.
 _SAMPLE = 20_000
