@@ -439,17 +439,20 @@ def test_missing_and_old_partitions_are_found_and_mended(stack: Stack, template:
     harness.forget()
     try:
         assert "0 days ahead" in found("postgres.partitions")[0]
-        with statement() as conn:
-            history.keep_up(conn)
+        with psycopg.connect(url, autocommit=True) as conn:
+            conn.execute("CREATE SCHEMA elsewhere")
+            conn.execute("SET search_path = elsewhere, public")
+            assert len(history.keep_up(conn)["made"]) == 8
+            assert history.keep_up(conn)["made"] == []
         assert found("postgres.partitions") == []
         with psycopg.connect(url, autocommit=True) as conn:
             today = datetime.now(UTC).date()
             for day in range(1, 8):
-                conn.execute(f"DROP TABLE IF EXISTS job_history_{today + timedelta(days=day):%Y%m%d}")
+                conn.execute(f"DROP TABLE job_history_{today + timedelta(days=day):%Y%m%d}")
             old = today - timedelta(days=40)
             after = old + timedelta(days=1)
             partition = f"PARTITION OF job_history FOR VALUES FROM ('{old}') TO ('{after}')"
-            conn.execute(f"CREATE TABLE job_history_{old:%Y%m%d} {partition}")
+            conn.execute(f"CREATE TABLE elsewhere.job_history_{old:%Y%m%d} {partition}")
         report = examine(app)
         assert len(found("postgres.partitions", report)) == 2
         assert "7 partitions made and 1 dropped" in mend(app, report.findings)["postgres.partitions"]

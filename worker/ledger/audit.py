@@ -7,7 +7,7 @@ from typing import Any
 
 import psycopg
 
-from worker.ledger import flags
+from worker.ledger import flags, history
 
 #: Ids named in a report; the counts beside them are whole.
 _NAMED = 20
@@ -73,9 +73,10 @@ SELECT group_id FROM open
 """
 
 #: Days from tomorrow on that have a partition.
-_DAYS_AHEAD = """
-SELECT count(*) FROM generate_series(1, 7) AS d(n)
- WHERE to_regclass('job_history_' || to_char((clock_timestamp() AT TIME ZONE 'UTC')::date + d.n, 'YYYYMMDD')) IS NOT NULL
+_DAYS_AHEAD = f"""
+SELECT count(*) FROM ({history.PARTITIONS}) AS p
+ WHERE name ~ '^job_history_[0-9]{{8}}$'
+   AND name > 'job_history_' || to_char((clock_timestamp() AT TIME ZONE 'UTC')::date, 'YYYYMMDD')
 """
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import psycopg
 
+from worker.ledger import history
 from worker.settings import settings
 
 _CLOCK = "SELECT extract(epoch FROM clock_timestamp())::float8"
@@ -27,24 +28,25 @@ SELECT i.relname, i.relpages::int8 * 8192 AS bytes,
   FROM pg_index x
   JOIN pg_class i ON i.oid = x.indexrelid
   JOIN pg_class t ON t.oid = x.indrelid
+  JOIN pg_namespace n ON n.oid = t.relnamespace
   JOIN pg_am a ON a.oid = i.relam AND a.amname = 'btree'
   CROSS JOIN LATERAL (
     SELECT coalesce(sum(coalesce(s.avg_width, 16)), 16) AS width
       FROM pg_attribute c
       LEFT JOIN pg_attribute b ON x.indkey[c.attnum - 1] > 0 AND b.attrelid = t.oid AND b.attnum = x.indkey[c.attnum - 1]
-      LEFT JOIN pg_stats s ON s.schemaname = 'public' AND (
+      LEFT JOIN pg_stats s ON s.schemaname = n.nspname AND (
         (b.attname IS NOT NULL AND s.tablename = t.relname AND s.attname = b.attname)
         OR (b.attname IS NULL AND s.tablename = i.relname AND s.attname = c.attname))
      WHERE c.attrelid = i.oid) AS w
- WHERE t.relnamespace = 'public'::regnamespace AND i.relpages::int8 * 8192 >= %(least)s
+ WHERE n.oid = (SELECT relnamespace FROM pg_class WHERE oid = 'jobs'::regclass) AND i.relpages::int8 * 8192 >= %(least)s
    AND i.reltuples >= 0
  ORDER BY bytes DESC
 """
 
-_OLD_PARTITIONS = """
-SELECT count(*) FROM pg_partition_tree('job_history') AS p
- WHERE p.isleaf AND p.relid::text ~ '^job_history_[0-9]{8}$'
-   AND p.relid::text < 'job_history_' || to_char((clock_timestamp() AT TIME ZONE 'UTC')::date - %(days)s - 1, 'YYYYMMDD')
+_OLD_PARTITIONS = f"""
+SELECT count(*) FROM ({history.PARTITIONS}) AS p
+ WHERE name ~ '^job_history_[0-9]{{8}}$'
+   AND name < 'job_history_' || to_char((clock_timestamp() AT TIME ZONE 'UTC')::date - %(days)s - 1, 'YYYYMMDD')
 """
 
 _STUCK = """

@@ -21,7 +21,13 @@ _LOCK = 4_710_922_316
 #: Seconds to wait for a table.
 _LOCK_S = 1
 
-_PARTITIONS = "SELECT relid::text FROM pg_partition_tree('job_history') WHERE isleaf"
+#: Each partition by its name, and as statements call it: a user's path may have led the one that made it into another schema.
+PARTITIONS = """
+SELECT c.relname::text AS name, p.relid::text AS address
+  FROM pg_partition_tree('job_history') p JOIN pg_class c ON c.oid = p.relid
+ WHERE p.isleaf
+"""
+_SCHEMA = "SELECT relnamespace::regnamespace::text FROM pg_class WHERE oid = 'job_history'::regclass"
 _DEFAULT_HOLDS = "SELECT EXISTS (SELECT FROM job_history_default WHERE finished_at >= %s AND finished_at < %s)"
 _PRUNE = (
     "DELETE FROM attempts WHERE ended_at < %(before)s",
@@ -49,12 +55,12 @@ def keep_up(conn: psycopg.Connection[Any]) -> dict[str, list[str]]:
     row = conn.execute("SELECT (clock_timestamp() AT TIME ZONE 'UTC')::date").fetchone()
     assert row is not None
     today: date = row[0]
-    existing = {r[0] for r in conn.execute(_PARTITIONS).fetchall()}
+    existing: dict[str, str] = dict(conn.execute(PARTITIONS).fetchall())
     ahead = [today + timedelta(days=n) for n in range(_AHEAD + 1)]
     made = [name_of(day) for day in ahead if name_of(day) not in existing and _briefly(conn, partial(_make, conn, day))]
     oldest = name_of(today - timedelta(days=settings().history_days))
     old = sorted(name for name in existing if name.removeprefix("job_history_").isdigit() and name < oldest)
-    dropped = [name for name in old if _briefly(conn, partial(_drop, conn, name))]
+    dropped = [name for name in old if _briefly(conn, partial(_drop, conn, existing[name]))]
     before = datetime.combine(today - timedelta(days=settings().history_days), datetime.min.time(), UTC)
     for statement in _PRUNE:
         conn.execute(statement, {"before": before})
@@ -75,7 +81,9 @@ def _briefly(conn: psycopg.Connection[Any], work: Callable[[], bool]) -> bool:
 
 
 def _make(conn: psycopg.Connection[Any], day: date) -> bool:
-    name, start = name_of(day), datetime.combine(day, datetime.min.time(), UTC)
+    schema = conn.execute(_SCHEMA).fetchone()
+    assert schema is not None
+    name, start = f"{schema[0]}.{name_of(day)}", datetime.combine(day, datetime.min.time(), UTC)
     end = start + timedelta(days=1)
     held = conn.execute(_DEFAULT_HOLDS, (start, end)).fetchone()
     if held and held[0]:  # Its rows would have to be moved under a lock; the day stays where it is.
@@ -86,6 +94,6 @@ def _make(conn: psycopg.Connection[Any], day: date) -> bool:
     return True
 
 
-def _drop(conn: psycopg.Connection[Any], name: str) -> bool:
-    conn.execute(f"DROP TABLE {name}")
+def _drop(conn: psycopg.Connection[Any], address: str) -> bool:
+    conn.execute(f"DROP TABLE {address}")
     return True
