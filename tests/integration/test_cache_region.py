@@ -229,12 +229,12 @@ def test_callers_wait_for_the_one_that_loads(source: Source) -> None:
 
 
 def test_slow_loader_keeps_its_lease(source: Source) -> None:
-    region = Region("r", ttl=60, lease_s=0.3)
+    region = Region("r", ttl=60, lease_s=1)
     source.stop()
     first = Asking(lambda: region.get_or_load("k", source))
     source.began.wait(5)
     second = Asking(lambda: region.get_or_load("k", source))
-    time.sleep(1.2)
+    time.sleep(2)
     source.may_end.set()
     assert (first.result(), second.result(), source.loads) == (1, 1, 1)
 

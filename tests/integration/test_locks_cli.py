@@ -59,7 +59,7 @@ def test_show_tells_holder_waiters_and_transactions(holdfast: Run, redis: Redis)
 
 
 def test_break_takes_it_away_and_says_when_there_is_nothing_to_take(holdfast: Run) -> None:  # noqa: F811
-    held = Lock("a", 0.9).acquire()
+    held = Lock("a", 3).acquire()
     assert holdfast("locks", "break", "a") == (0, "broken: a\n", "")
     assert held.lost.wait(5)
     again = holdfast("locks", "break", "a")

@@ -212,7 +212,7 @@ def test_snoozed_job_can_be_cancelled_and_expires(bench: Bench, db: Conn, relay:
 def test_job_whose_lock_is_lost_is_rolled_back_and_runs_again(
     bench: Bench, db: Conn, redis: Redis, conf: Callable[..., None]
 ) -> None:
-    conf(lease_s=0.6)
+    conf(lease_s=1.5)
     db.execute("CREATE TABLE written (attempt int)")
 
     def write(task: Any) -> None:
