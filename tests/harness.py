@@ -139,7 +139,10 @@ def programs_path() -> str:
 
 def forget() -> None:
     """Make this process read its settings anew and connect anew: closes and drops what it has cached."""
+    from kombu import pools
+
     from worker import db
+    from worker.app import app
     from worker.ledger import flags, limits, publish, queues
     from worker.settings import settings
     from worker.store import client
@@ -153,6 +156,10 @@ def forget() -> None:
         if role.cache_info().currsize:
             role().close()
         role.cache_clear()
+    pools.reset()
+    app._after_fork()
+    if "control" in vars(app):
+        app.control._after_fork()
     limits.look_again()
     queues.look_again()
     publish._seen_epoch = ("", 0.0)

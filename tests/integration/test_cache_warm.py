@@ -133,10 +133,9 @@ def test_run_is_bounded_by_seconds_of_loading_and_rests_as_long_as_it_loads(cach
             hot.note("test.hot", (number,))
     hot.flush()
     rests: list[float] = []
-    done = ours(warm(budget_s=0.25, pause=rests.append))
-    slow = [report for report in done.values() if report.key.startswith("test.hot")]
-    assert len(slow) == 3
-    assert sum(rests) == pytest.approx(sum(report.load_s for report in done.values()), abs=0.1)
+    loads = [report.load_s for report in warm(budget_s=0.25, pause=rests.append)]
+    assert sum(loads[:-1]) < 0.25 <= sum(loads), "ten of a tenth of a second each were to be had"
+    assert rests == loads
 
 
 def test_failing_loader_is_told_and_holds_up_no_other(cache: Redis) -> None:
