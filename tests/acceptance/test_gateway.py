@@ -21,6 +21,7 @@ from worker.ledger import callers
 
 ADD = "tests.sample_tasks.add"
 INCLUDE = "tests.sample_tasks"
+BLOCKED = "SELECT count(*) > 0 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
 
 
 @pytest.fixture
@@ -68,7 +69,8 @@ def test_asked_to_end_it_answers_what_it_has_begun_and_lets_nobody_wait(
         with psycopg.connect(env["DATABASE_URL"]) as blocker:
             blocker.execute("LOCK TABLE jobs IN SHARE MODE")
             begun = [pool.submit(http.post, "/v1/jobs", json={"task": ADD, "args": [n, 0]}) for n in range(4)]
-            time.sleep(0.5)
+            eventually(lambda: db.execute(BLOCKED).fetchone() == (True,), 15)
+            time.sleep(1)  # the others have been read as well
             gateway.signal(signal.SIGTERM)
             assert poll.result(15).json()["state"] == "scheduled"
             assert "accepted" in stream.result(15).text
