@@ -386,9 +386,9 @@ def test_value_is_refreshed_before_it_runs_out_by_one_caller_while_nobody_waits(
 
 
 def test_value_is_never_refreshed_early_without_beta(source: Source) -> None:
-    region = Region("r", ttl=0.6, jitter=0, beta=0)
-    region.get_or_load("k", lambda: time.sleep(0.3) or 1)
-    until = time.monotonic() + 0.4
+    region = Region("r", ttl=2, jitter=0, beta=0)
+    region.get_or_load("k", lambda: time.sleep(1) or 1)  # with a beta of 1 early would be half a second after it
+    until = time.monotonic() + 1.2
     while time.monotonic() < until:
         assert region.get_or_load("k", source) == 1
     assert source.loads == 0
@@ -463,10 +463,10 @@ def test_refresh_tells_whether_the_fill_time_really_advanced(source: Source, cac
     region = Region("r", ttl=60)
     report = region.refresh("k", source)
     assert (report.key, report.advanced, report.outcome, report.age_before_s) == ("r:k", True, "filled", None)
-    time.sleep(0.2)
+    time.sleep(1)
     report = region.refresh("k", source)
     assert report.advanced
-    assert report.age_before_s >= 0.2 > report.age_after_s
+    assert report.age_before_s >= 1 > report.age_after_s
     source.error = RuntimeError("no database")
     report = region.refresh("k", source)
     assert (report.advanced, report.outcome, report.error) == (False, "failed", "RuntimeError: no database")
