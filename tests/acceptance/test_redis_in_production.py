@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import socket
 import ssl
@@ -24,11 +25,14 @@ from tests.acceptance import lock_tasks
 from tests.console.visitors import PASSWORD, Visitor, routes
 from tests.harness import Gateway, Program, Relay, Worker, eventually, free_port
 from worker.app import app
+from worker.cache import waits as cache_waits
+from worker.cache.waits import Waits
 from worker.cli.program import invoke
 from worker.db import statement
 from worker.doctor import Report, examine, mend, streams
 from worker.embedded import RedisServer, Stack
 from worker.ledger import callers, history, operators
+from worker.locks.turns import Turns, turns
 from worker.store import keys
 
 GUIDE = (harness.ROOT / "docs" / "guides" / "redis-in-production.md").read_text()
@@ -177,11 +181,24 @@ def front(stack: Stack, guarded: Servers, env: dict[str, str], authority: tuple[
         end.close()
 
 
+def fall_silent() -> None:
+    """Stop listening to what earlier tests let this process hear for its life: under the users of these it is refused that."""
+    for ear in [found for found in gc.get_objects() if isinstance(found, Turns | Waits)]:
+        listener = ear._listener
+        with listener._lock:
+            if listener._wanted:
+                listener._wanted.clear()
+                listener._ring()
+    turns.cache_clear()
+    cache_waits._waits = None
+
+
 @pytest.fixture
 def become(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, str]], None]:
     """Let this process go by these URLs."""
 
     def go_by(urls: dict[str, str]) -> None:
+        fall_silent()
         for name, url in urls.items():
             monkeypatch.setenv(name, url)
         harness.forget()

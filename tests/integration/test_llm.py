@@ -245,7 +245,8 @@ def test_broken_stream_is_settled_by_what_arrived_and_tried_again(desk: Desk, ap
     api.replies = [answer(*LONG, cut_after=2), answer()]
     job_id = desk.run()
     state, attempt, wait_s = desk.living(job_id)
-    assert (state, attempt) == ("queued" if wait_s <= 0 else "scheduled", 1)
+    assert attempt == 1
+    assert state == "scheduled" or (state, wait_s <= 0) == ("queued", True), "it waits, if for no more than a moment"
     assert desk.spent == [("llm:default", "small", 1, prepared().tokens_in, 20, prepared().tokens_in + 40)]
     desk.again()
     assert desk.ended(job_id)[:2] == ("succeeded", 2)
