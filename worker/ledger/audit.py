@@ -72,11 +72,11 @@ SELECT group_id FROM open
  WHERE NOT EXISTS (SELECT FROM jobs j WHERE j.group_id = open.group_id OR position(open.group_id in j.message::text) > 0)
 """
 
-#: Days from tomorrow on that have a partition.
+#: Which of the seven days from tomorrow on have a partition.
 _DAYS_AHEAD = f"""
 SELECT count(*) FROM ({history.PARTITIONS}) AS p
- WHERE name ~ '^job_history_[0-9]{{8}}$'
-   AND name > 'job_history_' || to_char((clock_timestamp() AT TIME ZONE 'UTC')::date, 'YYYYMMDD')
+ WHERE name IN (SELECT 'job_history_' || to_char((clock_timestamp() AT TIME ZONE 'UTC')::date + n, 'YYYYMMDD')
+                  FROM generate_series(1, 7) AS n)
 """
 
 
