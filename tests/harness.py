@@ -156,6 +156,7 @@ def forget() -> None:
         if role.cache_info().currsize:
             role().close()
         role.cache_clear()
+    # Celery keeps its broker for life, and an earlier test's may be gone.
     pools.reset()
     app._after_fork()
     if "control" in vars(app):
